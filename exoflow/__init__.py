@@ -1,0 +1,71 @@
+"""Exactly-once workflows on Ray.
+
+A task is a function; binding tasks makes a DAG; running a DAG under an id makes a workflow that can be
+resumed after any crash. Annotations say what a task's execution means, and choose what durability costs.
+"""
+
+from exoflow.api import (
+    Handle,
+    LoopView,
+    get_metadata,
+    get_output,
+    get_status,
+    init,
+    list_all,
+    read_loop,
+    resume,
+    run,
+    run_async,
+)
+from exoflow.codec import Blob
+from exoflow.dag import actor, loop, stop, task
+from exoflow.errors import (
+    CorruptRecord,
+    DefinitionError,
+    ExoflowError,
+    Fenced,
+    PlanMismatch,
+    StorageUnavailable,
+    TaskFailed,
+    WorkflowError,
+    WorkflowNotFound,
+    WorkflowRunning,
+)
+from exoflow.options import Checkpoint
+from exoflow.records import Status
+from exoflow.views import IterationView, TaskView
+from exoflow.worker import context
+
+__all__ = [
+    "Blob",
+    "Checkpoint",
+    "CorruptRecord",
+    "DefinitionError",
+    "ExoflowError",
+    "Fenced",
+    "Handle",
+    "IterationView",
+    "LoopView",
+    "PlanMismatch",
+    "Status",
+    "StorageUnavailable",
+    "TaskFailed",
+    "TaskView",
+    "WorkflowError",
+    "WorkflowNotFound",
+    "WorkflowRunning",
+    "actor",
+    "context",
+    "get_metadata",
+    "get_output",
+    "get_status",
+    "init",
+    "list_all",
+    "loop",
+    "read_loop",
+    "resume",
+    "run",
+    "run_async",
+    "stop",
+    "task",
+]

@@ -1,0 +1,420 @@
+"""The functions users call: run, resume, and look at workflows."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from exoflow.blobs import Blobs
+from exoflow.controller import Controller, Observer
+from exoflow.dag import Node
+from exoflow.errors import (
+    DefinitionError,
+    Fenced,
+    PlanMismatch,
+    TaskFailed,
+    WorkflowError,
+    WorkflowNotFound,
+    WorkflowRunning,
+)
+from exoflow.executor import ensure_ray
+from exoflow.journal import Tail, read_journal, workflow_folder
+from exoflow.ownership import LEASE_SECONDS, looks_alive, wait_until_claimable
+from exoflow.plan import Plan, build, difference
+from exoflow.records import Committed, Record, Started, Status
+from exoflow.storage import Store, open_store
+from exoflow.views import IterationView, archive_folder, iteration_views
+
+logger = logging.getLogger(__name__)
+_WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_default: dict[str, Any] = {}
+
+
+def init(
+    store: str,
+    *,
+    num_cpus: int | None = None,
+    object_store_bytes: int | None = None,
+    log_to_driver: bool = True,
+) -> None:
+    """Choose the store that the other functions use, and how Ray is started if it must be.
+
+    Parameters
+    ----------
+    store : str
+        A folder (a path or ``file://``).
+    num_cpus, object_store_bytes : int, optional
+        For a Ray that this process starts: CPU slots (default: all cores) and shared memory.
+    log_to_driver : bool
+        Show what tasks print.
+    """
+    _default.update(
+        store=open_store(store),
+        ray={
+            "num_cpus": num_cpus,
+            "object_store_bytes": object_store_bytes,
+            "log_to_driver": log_to_driver,
+        },
+    )
+
+
+def run(
+    node: Node,
+    *,
+    workflow_id: str,
+    store: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    replicas: Mapping[str, int] | None = None,
+    take_over: bool = False,
+    on_change: str = "refuse",
+    observer: Observer | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Any:
+    """Run a workflow to its end and return its result.
+
+    The same id with the same plan resumes it; one that has finished returns its recorded result.
+
+    Parameters
+    ----------
+    node : Node
+        The task whose output is the result.
+    workflow_id : str
+        Letters, digits, ``.``, ``_`` and ``-``; chosen by the user, who resumes by it.
+    store : str, optional
+        A folder; default: the one given to `init`.
+    metadata : mapping, optional
+        Anything JSON can hold, kept with the plan.
+    replicas : mapping, optional
+        Group sizes that override those of the plan, by actor.
+    take_over : bool
+        Claim the workflow although its owner looks alive.
+    on_change : {"refuse", "continue"}
+        What to do when a task's code is not what it was.
+    observer : Observer, optional
+        Is told of outputs and commits as they happen.
+    lease_seconds : float
+        How long an owner elsewhere must be silent before it counts as gone.
+
+    Raises
+    ------
+    DefinitionError, PlanMismatch, WorkflowRunning, TaskFailed, StorageUnavailable, CorruptRecord, Fenced
+    """
+    where = _store(store)
+    _check_id(workflow_id)
+    plan = build(node, metadata)
+    tail = _tail(where, workflow_id)
+    if tail is not None:
+        stored = _load_plan(where, workflow_id, tail)
+        if stored.digest != plan.digest:
+            _refuse_other_plan(workflow_id, stored, plan)
+        _check_code(workflow_id, stored, on_change)
+        plan = stored
+    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds)
+
+
+def resume(
+    workflow_id: str,
+    *,
+    store: str | None = None,
+    replicas: Mapping[str, int] | None = None,
+    take_over: bool = False,
+    on_change: str = "refuse",
+    observer: Observer | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Any:
+    """Run a known workflow to its end from what is committed, and return its result. See `run`.
+
+    Raises
+    ------
+    WorkflowNotFound
+        When the store has no such workflow; nothing is written then.
+    """
+    where = _store(store)
+    _check_id(workflow_id)
+    tail = read_journal(where, workflow_id)
+    plan = _load_plan(where, workflow_id, tail)
+    _check_code(workflow_id, plan, on_change)
+    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds)
+
+
+class Handle:
+    """A workflow that runs in a thread of this process; made by `run_async`."""
+
+    def __init__(self, workflow_id: str) -> None:
+        self.workflow_id = workflow_id
+        self._future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the end and return the result, or raise the error, of the workflow."""
+        return self._future.result(timeout)
+
+    def done(self) -> bool:
+        """Whether the workflow has ended."""
+        return self._future.done()
+
+    def _run(self, node: Node, options: Mapping[str, Any]) -> None:
+        try:
+            self._future.set_result(run(node, workflow_id=self.workflow_id, **options))
+        except BaseException as error:
+            self._future.set_exception(error)
+
+
+def run_async(node: Node, *, workflow_id: str, **options: Any) -> Handle:
+    """Start a workflow in a thread of this process and return a handle at once. Options as in `run`."""
+    handle = Handle(workflow_id)
+    name = f"exoflow-{workflow_id}"
+    threading.Thread(target=handle._run, args=(node, options), name=name, daemon=True).start()
+    return handle
+
+
+def get_status(workflow_id: str, *, store: str | None = None) -> Status:
+    """Return where a workflow stands; raises WorkflowNotFound."""
+    where = _store(store)
+    return _status(where, workflow_id, read_journal(where, workflow_id))
+
+
+def get_output(workflow_id: str, *, task: str | None = None, store: str | None = None) -> Any:
+    """Return the result of a finished workflow, or the committed output of one of its tasks.
+
+    Raises
+    ------
+    WorkflowNotFound
+        When the store has no such workflow.
+    WorkflowError
+        When there is no such output (yet), saying what there is.
+    TaskFailed
+        When the workflow has failed and its result was asked for.
+    """
+    where = _store(store)
+    tail = read_journal(where, workflow_id)
+    if task is not None:
+        record = tail.history.committed.get(task)
+        if record is None or record.output is None:
+            known = ", ".join(sorted(tail.history.committed)[:20]) or "none yet"
+            message = f"task {task!r} of workflow {workflow_id!r} has no committed output; committed: {known}"
+            raise WorkflowError(workflow_id, message)
+        return Blobs(where, workflow_id).load(record.output)
+    finished = tail.history.finished
+    if finished is None:
+        message = f"workflow {workflow_id!r} has not finished; resume it, or ask for one task's output"
+        raise WorkflowError(workflow_id, message)
+    if finished.status is Status.FAILED:
+        raise TaskFailed(workflow_id, finished.task or "", finished.error or "")
+    return _result(where, workflow_id, _load_plan(where, workflow_id, tail), tail)
+
+
+def get_metadata(workflow_id: str, *, store: str | None = None) -> dict[str, Any]:
+    """Return status, times and the metadata given at the start, and each committed task's times.
+
+    Times are Unix seconds.
+    """
+    where = _store(store)
+    tail = read_journal(where, workflow_id)
+    history = tail.history
+    plan = _load_plan(where, workflow_id, tail)
+    return {
+        "workflow_id": workflow_id,
+        "status": str(_status(where, workflow_id, tail)),
+        "generation": tail.header.generation,
+        "owner": str(tail.header.owner),
+        "started_at": history.started.at if history.started else None,
+        "finished_at": history.finished.at if history.finished else None,
+        "error": history.finished.error if history.finished else None,
+        "metadata": dict(plan.metadata),
+        "tasks": {
+            record.task: {
+                "started_at": record.started_at,
+                "finished_at": record.finished_at,
+                "committed_at": record.committed_at,
+            }
+            for record in history.committed.values()
+        },
+    }
+
+
+def list_all(*, store: str | None = None) -> list[tuple[str, Status]]:
+    """Return all workflows of a store with their status, by id."""
+    where = _store(store)
+    ids = sorted({key.split("/")[1] for key in where.list("workflows") if "/journal/" in key})
+    return [(name, _status(where, name, read_journal(where, name))) for name in ids]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoopView:
+    """A loop as a reader sees it: what was archived, and the iterations still in the journal."""
+
+    archived: list[bytes]
+    iterations: list[IterationView]
+    snapshots: Mapping[str, Any]
+    plan: Plan
+    status: Status
+    finished_at: float | None
+
+
+def read_loop(workflow_id: str, *, loop: str = "loop", store: str | None = None) -> LoopView:
+    """Return the committed iterations of a loop; raises WorkflowNotFound, CorruptRecord."""
+    where = _store(store)
+    tail = read_journal(where, workflow_id)
+    history = tail.history
+    blobs = Blobs(where, workflow_id)
+    records = [record for record in history.committed.values() if record.loop == loop]
+    archived = [where.get(key) for key in where.list(archive_folder(workflow_id, loop))]
+    return LoopView(
+        [data for data in archived if data is not None],
+        iteration_views(records, blobs),
+        {
+            record.task: blobs.load(record.state)
+            for record in history.snapshots.values()
+            if record.loop == loop and record.state is not None
+        },
+        _load_plan(where, workflow_id, tail),
+        _status(where, workflow_id, tail),
+        None if history.finished is None else history.finished.at,
+    )
+
+
+# --- inside -----------------------------------------------------------------------------------------------
+
+
+def _store(uri: str | None) -> Store:
+    if uri is not None:
+        return open_store(uri)
+    if "store" not in _default:
+        message = "no store: call exoflow.init(store=...) first, or pass store="
+        raise DefinitionError(message)
+    chosen: Store = _default["store"]
+    return chosen
+
+
+def _check_id(workflow_id: str) -> None:
+    if not _WORKFLOW_ID.fullmatch(workflow_id):
+        message = (
+            f"workflow id {workflow_id!r} is not usable: at most 128 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+        raise DefinitionError(message)
+
+
+def _tail(store: Store, workflow_id: str) -> Tail | None:
+    try:
+        return read_journal(store, workflow_id)
+    except WorkflowNotFound:
+        return None
+
+
+def _plan_key(workflow_id: str, digest: str) -> str:
+    return f"{workflow_folder(workflow_id)}/plans/{digest}"
+
+
+def _load_plan(store: Store, workflow_id: str, tail: Tail) -> Plan:
+    started = tail.history.started
+    data = None if started is None else store.get(_plan_key(workflow_id, started.digest))
+    if data is None:
+        message = f"the plan of workflow {workflow_id!r} is missing from {store.uri}"
+        raise WorkflowNotFound(workflow_id, message)
+    return Plan.from_json(json.loads(data))
+
+
+def _refuse_other_plan(workflow_id: str, stored: Plan, given: Plan) -> None:
+    lines = difference(stored, given)
+    shown = "\n  ".join(lines[:20])
+    message = (
+        f"workflow {workflow_id!r} exists with another plan (stored -> given):\n  {shown}\n"
+        "resume it as it is, or choose another workflow_id"
+    )
+    raise PlanMismatch(workflow_id, message)
+
+
+def _check_code(workflow_id: str, plan: Plan, on_change: str) -> None:
+    if on_change not in ("refuse", "continue"):
+        message = f"on_change must be 'refuse' or 'continue', got {on_change!r}"
+        raise DefinitionError(message)
+    changed = [name for name, code in plan.code() if code.changed()]
+    if not changed:
+        return
+    if on_change == "refuse":
+        message = (
+            f"the code of {', '.join(changed)} has changed since workflow {workflow_id!r} began; "
+            "resume with on_change='continue' if the new code may finish what the old code began"
+        )
+        raise PlanMismatch(workflow_id, message)
+    logger.warning("workflow %s continues with changed code of %s", workflow_id, ", ".join(changed))
+
+
+def _own(
+    store: Store,
+    workflow_id: str,
+    plan: Plan,
+    tail: Tail | None,
+    replicas: Mapping[str, int] | None,
+    take_over: bool,
+    observer: Observer | None,
+    lease_seconds: float,
+) -> Any:
+    if tail is not None and _succeeded(tail):
+        return _result(store, workflow_id, plan, tail)
+    first: list[Record] = []
+    if tail is None:
+        digest = plan.digest
+        store.put(_plan_key(workflow_id, digest), json.dumps(plan.to_json()).encode("ascii"))
+        first = [Started(digest, uuid.uuid4().hex, time.time())]
+    elif not take_over:
+        tail = wait_until_claimable(store, workflow_id, lease_seconds=lease_seconds)
+        if _succeeded(tail):
+            return _result(store, workflow_id, plan, tail)
+    try:
+        controller = Controller(
+            store,
+            workflow_id,
+            plan,
+            tail,
+            first,
+            replicas=replicas,
+            observer=observer,
+            lease_seconds=lease_seconds,
+        )
+    except Fenced as error:
+        owner = str(read_journal(store, workflow_id).header.owner)
+        raise WorkflowRunning(workflow_id, owner) from error
+    try:
+        ensure_ray(**_default.get("ray", {}))
+        controller.run()
+    finally:
+        controller.close()
+    return _result(store, workflow_id, plan, read_journal(store, workflow_id))
+
+
+def _succeeded(tail: Tail) -> bool:
+    finished = tail.history.finished
+    return finished is not None and finished.status is Status.SUCCESSFUL
+
+
+def _result(store: Store, workflow_id: str, plan: Plan, tail: Tail) -> Any:
+    record = _root_record(plan, tail)
+    if record is None or record.output is None:
+        message = f"the result of workflow {workflow_id!r} is missing from its journal"
+        raise WorkflowError(workflow_id, message)
+    return Blobs(store, workflow_id).load(record.output)
+
+
+def _root_record(plan: Plan, tail: Tail) -> Committed | None:
+    committed = tail.history.committed
+    if plan.root in committed:
+        return committed[plan.root]
+    carries = [record for record in committed.values() if record.loop == plan.root and record.carry]
+    return max(carries, key=lambda record: record.iteration, default=None)
+
+
+def _status(store: Store, workflow_id: str, tail: Tail) -> Status:
+    finished = tail.history.finished
+    if finished is not None:
+        return finished.status
+    return Status.RUNNING if looks_alive(store, workflow_id, tail.header.owner) else Status.INTERRUPTED

@@ -1,0 +1,73 @@
+"""Durable objects of one workflow, and values that may need one.
+
+A blob's name holds its content's checksum and its writer, so that nobody ever deletes or overwrites bytes
+that somebody else has just written, even equal ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+from exoflow.codec import Blob, Encoded, decode
+from exoflow.errors import CorruptRecord
+from exoflow.journal import workflow_folder
+from exoflow.records import GROUP_CODEC, Value
+from exoflow.storage import Store
+
+INLINE_BYTES = 64 * 1024
+
+
+class Blobs:
+    """The blobs of one workflow in a store."""
+
+    def __init__(self, store: Store, workflow_id: str) -> None:
+        self._store = store
+        self.folder = f"{workflow_folder(workflow_id)}/blobs"
+        self._writer = uuid.uuid4().hex[:12]
+
+    def write(self, data: bytes, suffix: str = "") -> Blob:
+        """Make ``data`` durable under a new name that ends in ``suffix``."""
+        digest = hashlib.sha256(data).hexdigest()
+        blob = Blob(f"{digest[:32]}-{self._writer}{suffix}", len(data), digest)
+        self._store.put(self.key(blob), data)
+        return blob
+
+    def read(self, blob: Blob) -> bytes:
+        """Return a blob's bytes.
+
+        Raises
+        ------
+        CorruptRecord
+            When the blob is missing, or is not what was written.
+        """
+        key = self.key(blob)
+        data = self._store.get(key)
+        if data is None:
+            message = f"blob {key} is missing from {self._store.uri}; restore it from a backup"
+            raise CorruptRecord(key, message)
+        if len(data) != blob.size or hashlib.sha256(data).hexdigest() != blob.sha256:
+            message = (
+                f"blob {key} in {self._store.uri} is damaged: its {len(data)} bytes do not have the checksum "
+                "of the bytes that were written; restore it from a backup"
+            )
+            raise CorruptRecord(key, message)
+        return data
+
+    def key(self, blob: Blob) -> str:
+        """Return a blob's key in the store."""
+        return f"{self.folder}/{blob.name}"
+
+    def durable(self, encoded: Encoded) -> Value:
+        """Make an encoded value durable: small ones will lie in a record, large ones become a blob."""
+        if len(encoded.data) <= INLINE_BYTES:
+            return Value.inline(encoded)
+        return Value(encoded.codec, None, self.write(encoded.data), encoded.blobs)
+
+    def load(self, value: Value) -> object:
+        """Return the object that a durable value stands for; raises CorruptRecord."""
+        if value.codec == GROUP_CODEC:
+            return [self.load(member) for member in value.members()]
+        data = value.data if value.blob is None else self.read(value.blob)
+        assert data is not None
+        return decode(Encoded(value.codec, data))

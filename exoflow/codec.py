@@ -1,0 +1,206 @@
+"""Values to bytes and back: JSON, Arrow, npy, and cloudpickle for what none of these can hold.
+
+A value is encoded by the first codec that gives the *same* value back; a tuple inside JSON is therefore
+tagged, and a dict with keys that are no strings is left to cloudpickle. Blobs inside a value are listed
+beside the bytes, so that whoever keeps the bytes also keeps the blobs.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pyarrow as pa
+
+from exoflow.errors import CorruptRecord, DefinitionError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blob:
+    """A durable object of one workflow, named by its content and its writer.
+
+    Attributes
+    ----------
+    name : str
+        Name inside the workflow's blob folder.
+    size : int
+        Bytes.
+    sha256 : str
+        Hex digest of the content, checked at every read.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """A hole in a task's arguments, filled with input number ``index`` when the task runs."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoded:
+    """Bytes of a value, the codec they are in, and the blobs the value names."""
+
+    codec: str
+    data: bytes
+    blobs: tuple[Blob, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form: text codecs stay readable, the others become base64."""
+        shown: dict[str, Any] = {"codec": self.codec}
+        if self.codec == "json":
+            shown["value"] = json.loads(self.data)
+        else:
+            shown["base64"] = base64.b64encode(self.data).decode("ascii")
+        if self.blobs:
+            shown["blobs"] = [dataclasses.asdict(blob) for blob in self.blobs]
+        return shown
+
+    @staticmethod
+    def from_json(shown: dict[str, Any]) -> Encoded:
+        """Invert `to_json`."""
+        blobs = tuple(Blob(**blob) for blob in shown.get("blobs", ()))
+        if shown["codec"] == "json":
+            return Encoded("json", _json_bytes(shown["value"]), blobs)
+        return Encoded(shown["codec"], base64.b64decode(shown["base64"]), blobs)
+
+
+def encode(value: Any) -> Encoded:
+    """Encode a value.
+
+    Raises
+    ------
+    DefinitionError
+        When no codec can hold it, cloudpickle included.
+    """
+    blobs: list[Blob] = []
+    try:
+        return Encoded("json", _json_bytes(_to_json(value, blobs)), tuple(blobs))
+    except _NotJson:
+        pass
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return Encoded("npy", buffer.getvalue())
+    if isinstance(value, pa.Table):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as writer:
+            writer.write_table(value)
+        return Encoded("arrow", sink.getvalue().to_pybytes())
+    return _pickled(value)
+
+
+def decode(encoded: Encoded) -> Any:
+    """Invert `encode`.
+
+    Raises
+    ------
+    CorruptRecord
+        When the bytes are not of their codec, or the codec is unknown.
+    """
+    try:
+        match encoded.codec:
+            case "json":
+                return _from_json(json.loads(encoded.data))
+            case "npy":
+                return np.load(io.BytesIO(encoded.data), allow_pickle=False)
+            case "arrow":
+                return pa.ipc.open_stream(encoded.data).read_all()
+            case "pickle":
+                return cloudpickle.loads(encoded.data)
+    except (ValueError, pa.ArrowInvalid, pickle.UnpicklingError, EOFError) as error:
+        message = f"a value does not decode as {encoded.codec}: {error}"
+        raise CorruptRecord(encoded.codec, message) from error
+    message = f"unknown codec {encoded.codec!r}: the value was written by a newer version"
+    raise CorruptRecord(encoded.codec, message)
+
+
+class _NotJson(Exception):
+    """The value has a part that JSON would not give back unchanged."""
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _to_json(value: Any, blobs: list[Blob]) -> Any:
+    kind = type(value)
+    if value is None or kind in (bool, int, str, float):
+        return value
+    if kind is list:
+        return [_to_json(item, blobs) for item in value]
+    if kind is dict and all(type(key) is str and not key.startswith("$") for key in value):
+        return {key: _to_json(item, blobs) for key, item in value.items()}
+    if kind is tuple:
+        return {"$tuple": [_to_json(item, blobs) for item in value]}
+    if kind is Blob:
+        blobs.append(value)
+        return {"$blob": [value.name, value.size, value.sha256]}
+    if kind is Slot:
+        return {"$slot": value.index}
+    raise _NotJson
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if isinstance(value, dict):
+        if "$tuple" in value:
+            return tuple(_from_json(item) for item in value["$tuple"])
+        if "$blob" in value:
+            return Blob(*value["$blob"])
+        if "$slot" in value:
+            return Slot(value["$slot"])
+        return {key: _from_json(item) for key, item in value.items()}
+    return value
+
+
+class _BlobNotingPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A pickler that notes the blobs it meets."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.blobs: list[Blob] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is Blob:
+            self.blobs.append(value)
+        return super().reducer_override(value)
+
+
+def _pickled(value: Any) -> Encoded:
+    buffer = io.BytesIO()
+    pickler = _BlobNotingPickler(buffer)
+    try:
+        pickler.dump(value)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        message = f"a value of type {type(value).__name__} cannot be stored: {error}"
+        raise DefinitionError(message) from error
+    return Encoded("pickle", buffer.getvalue(), tuple(pickler.blobs))
+
+
+def fill(template: Any, values: tuple[Any, ...]) -> Any:
+    """Return `template` with every `Slot` at any depth of lists, tuples and dicts replaced by its value."""
+    return rebuild(template, lambda leaf: values[leaf.index] if isinstance(leaf, Slot) else leaf)
+
+
+def rebuild(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """Return a copy of nested lists, tuples and dicts with ``replace`` applied to every leaf, in order."""
+    if type(value) is list:
+        return [rebuild(item, replace) for item in value]
+    if type(value) is tuple:
+        return tuple(rebuild(item, replace) for item in value)
+    if type(value) is dict:
+        return {key: rebuild(item, replace) for key, item in value.items()}
+    return replace(value)

@@ -1,0 +1,121 @@
+"""Every error the engine raises on purpose.
+
+::
+
+    ExoflowError
+      DefinitionError        a DAG, an option or a store URI is wrong; raised before anything runs
+      WorkflowError          carries workflow_id
+        WorkflowNotFound     no workflow of that id in the store
+        WorkflowRunning      a live owner holds it
+        PlanMismatch         the id belongs to a workflow with another plan or changed code
+        WorkflowCanceled     it was canceled and will not run again
+        TaskFailed           a task gave up: its error is the cause
+        InDoubt              an external effect was cut off and nothing can tell whether it happened
+        Fenced               another owner took the workflow over; this process must stop
+      StorageError           carries key
+        StorageUnavailable   the store is out of reach, full or not writable; never means "absent"
+        CorruptRecord        bytes in the store are not the bytes that were written
+
+Each of them survives pickling, because errors travel between processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ExoflowError(Exception):
+    """Base of every error raised by the engine."""
+
+
+class DefinitionError(ExoflowError):
+    """A DAG, an option or a store URI is wrong."""
+
+
+class WorkflowError(ExoflowError):
+    """An error of one workflow, named by ``workflow_id``."""
+
+    def __init__(self, workflow_id: str, message: str) -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from the constructor's own arguments, which ``Exception`` does not keep."""
+        return (type(self), (self.workflow_id, str(self)))
+
+
+class WorkflowNotFound(WorkflowError):
+    """No workflow of that id is in the store."""
+
+
+class WorkflowRunning(WorkflowError):
+    """A live owner holds the workflow."""
+
+    def __init__(self, workflow_id: str, owner: str) -> None:
+        super().__init__(
+            workflow_id,
+            f"workflow {workflow_id!r} is running, owned by {owner}; "
+            "stop that process, or take the workflow over on purpose (take_over=True, --take-over)",
+        )
+        self.owner = owner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from workflow id and owner."""
+        return (type(self), (self.workflow_id, self.owner))
+
+
+class PlanMismatch(WorkflowError):
+    """The id belongs to a workflow with another plan, or its code has changed."""
+
+
+class WorkflowCanceled(WorkflowError):
+    """The workflow was canceled."""
+
+
+class Fenced(WorkflowError):
+    """Another owner has taken the workflow over."""
+
+
+class TaskFailed(WorkflowError):
+    """A task failed for good.
+
+    Attributes
+    ----------
+    task : str
+        Id of the task, such as ``"rank"`` or ``"apply[12]"``.
+    detail : str
+        The error as text, with the traceback of the process that raised it.
+    """
+
+    def __init__(self, workflow_id: str, task: str, detail: str) -> None:
+        super().__init__(workflow_id, f"task {task!r} of workflow {workflow_id!r} failed: {detail}")
+        self.task = task
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from id, task and detail."""
+        return (type(self), (self.workflow_id, self.task, self.detail))
+
+
+class InDoubt(WorkflowError):
+    """An external effect was cut off, and nothing can tell whether it happened."""
+
+
+class StorageError(ExoflowError):
+    """An error of the store at one ``key``."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from key and message."""
+        return (type(self), (self.key, str(self)))
+
+
+class StorageUnavailable(StorageError):
+    """The store could not be reached, is full or may not be written. Never means "absent"."""
+
+
+class CorruptRecord(StorageError):
+    """Bytes in the store are not the bytes that were written."""

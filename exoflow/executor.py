@@ -1,0 +1,410 @@
+"""Ray, and nothing but Ray: starts attempts and actors, tells their outcome as events. Decides nothing.
+
+Every attempt returns two objects, its value and its outcome. Consumers get a reference to the value, which
+never passes through the controller; the controller reads the outcome. Ray's own retries are off: every
+loss is an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import queue
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray._private import ray_constants
+
+from exoflow import worker
+from exoflow.messages import (
+    ActorLost,
+    Event,
+    Failed,
+    Live,
+    Lost,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Produced,
+    Refused,
+    Report,
+    StartActor,
+    StopActor,
+    Submit,
+)
+from exoflow.plan import ActorSpec
+from exoflow.records import Value
+from exoflow.worker import Failure, Job, LiveInput, Outcome, Refusal, StoredInput
+
+DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+_TEMPORARY_PREFIX = "exoflow-ray-"
+
+
+def ensure_ray(
+    *, num_cpus: int | None = None, object_store_bytes: int | None = None, log_to_driver: bool = True
+) -> None:
+    """Join Ray if this process or ``RAY_ADDRESS`` says where it is; else start it as children of the process.
+
+    Ray started here has its own temporary folder, no dashboard and no usage reports, and ends with the
+    process, however that ends.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Every outcome is read as an event; values of attempts that were given up need no complaint.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=log_to_driver, logging_level="warning")
+        return
+    _keep_to_loopback()
+    _remove_leftovers()
+    folder = tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=tempfile.gettempdir())
+    ray.init(
+        num_cpus=num_cpus or os.cpu_count(),
+        object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=log_to_driver,
+        logging_level="error",
+        _temp_dir=folder,
+    )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _keep_to_loopback() -> None:
+    """Let a Ray of our own listen on 127.0.0.1 alone.
+
+    Ray has one switch for that, meant for other systems; it is read when Ray is imported, and again by the
+    processes that Ray starts.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _remove_leftovers() -> None:
+    """Remove temporary folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*"):
+        pid = folder.name.removeprefix(_TEMPORARY_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_task(job: Job, *values: Any) -> tuple[Any, Outcome]:
+    return worker.run_task(job, values)
+
+
+def _persist_output(workflow_id: str, store_uri: str, value: Any) -> Value | Failure:
+    return worker.persist_output(workflow_id, store_uri, value)
+
+
+class _MemberHost:
+    """A Ray actor around one `worker.Member`.
+
+    The body runs in one thread of its own, so that user code always sees the same thread; waiting for the
+    right moment, messages of other members and persisting go on beside it.
+    """
+
+    def __init__(
+        self, spec: ActorSpec, workflow_id: str, store_uri: str, index: int, restore: Value | None
+    ) -> None:
+        self._loop = asyncio.get_event_loop()
+        self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-persist")
+        self._changed = asyncio.Event()
+        self._started = asyncio.Event()
+        self._index = index
+        self._peers: list[Any] = []
+        self._round = 0
+        self._mail: dict[int, queue.SimpleQueue[Any]] = {}
+        exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
+        store = worker.store_at(store_uri)
+        self._member = worker.Member(spec, workflow_id, store, index, restore, exchange)
+
+    async def start(self, peers: list[Any]) -> None:
+        """Learn who the other members are, then make the user's object."""
+        self._peers = peers
+        self._mail = {index: queue.SimpleQueue() for index in range(len(peers))}
+        await self._loop.run_in_executor(self._body, self._member.start)
+        self._started.set()
+
+    async def call(self, job: Job, *values: Any) -> tuple[Any, Outcome]:
+        """Run a call once the member is in the state that the call expects."""
+        await self._started.wait()
+        while job.leaves and self._member.token != job.expects:
+            self._changed.clear()
+            await self._changed.wait()
+        answer = await self._loop.run_in_executor(self._body, self._member.call, job, values)
+        self._changed.set()
+        return answer
+
+    async def persist(
+        self, attempt: int, output: bool, state: bool
+    ) -> tuple[Value | None, Value | None] | Failure:
+        """Make durable what a call left behind."""
+        try:
+            return await self._loop.run_in_executor(
+                self._writer, lambda: self._member.persist(attempt, output=output, state=state)
+            )
+        except Exception as error:
+            return Failure(f"{type(error).__name__}: {error}")
+
+    async def deliver(self, sender: int, number: int, message: Any) -> None:
+        """Take a message of another member; one sender's messages arrive in the order of their numbers."""
+        self._mail[sender].put((number, message))
+
+    def _exchange(self, messages: Sequence[Any]) -> list[Any]:
+        self._round += 1
+        for index, peer in enumerate(self._peers):
+            if index != self._index:
+                peer.deliver.remote(self._index, self._round, messages[index])
+        received = []
+        for index in range(len(self._peers)):
+            if index == self._index:
+                received.append(messages[index])
+                continue
+            number, message = self._mail[index].get()
+            if number != self._round:
+                text = f"member {index} is in round {number} while member {self._index} is in {self._round}"
+                raise RuntimeError(text)
+            received.append(message)
+        return received
+
+
+@dataclasses.dataclass(slots=True)
+class _Gathering:
+    """The outcomes of a call's members, until all have arrived."""
+
+    reports: list[Report | None]
+    grouped: bool
+    told: bool = False
+
+
+class RayExecutor:
+    """Carries out the instructions that concern running code."""
+
+    def __init__(self, workflow_id: str, store_uri: str, post: Callable[[Event], None]) -> None:
+        self._workflow_id = workflow_id
+        self._store_uri = store_uri
+        self._post = post
+        self._values: dict[tuple[str, int], list[Any]] = {}
+        self._grouped: set[tuple[str, int]] = set()
+        self._actors: dict[str, tuple[ActorSpec, int, list[Any]]] = {}
+        self._calls: dict[tuple[str, int], str] = {}
+        self._task = ray.remote(num_returns=2, max_retries=0)(_run_task)
+        self._persist_task = ray.remote(num_cpus=0, max_retries=0)(_persist_output)
+        self._host = ray.remote(max_restarts=0, max_task_retries=0)(_MemberHost)
+
+    def start_actor(self, order: StartActor) -> None:
+        """Create an actor's processes."""
+        spec = order.spec
+        options = {"num_cpus": 0, **spec.options.ray_options()}
+        handles = [
+            self._host.options(**options).remote(
+                spec, self._workflow_id, self._store_uri, index, order.restore
+            )
+            for index in range(spec.members)
+        ]
+        for handle in handles:
+            self._watch_start(handle.start.remote(handles), spec.id, order.incarnation)
+        self._actors[spec.id] = (spec, order.incarnation, handles)
+
+    def stop_actor(self, order: StopActor) -> None:
+        """Kill an actor's processes."""
+        known = self._actors.get(order.actor)
+        if known is not None and known[1] == order.incarnation:
+            del self._actors[order.actor]
+            for handle in known[2]:
+                ray.kill(handle, no_restart=True)
+
+    def submit(self, order: Submit) -> None:
+        """Start an attempt."""
+        job, values = self._job(order)
+        name = (order.spec.id, order.attempt)
+        if order.spec.actor is None:
+            options = {"name": order.spec.id, **order.spec.options.ray_options()}
+            value, outcome = self._task.options(**options).remote(job, *values)
+            self._values[name] = [value]
+            self._watch(outcome, name, 0, None, _Gathering([None], grouped=False))
+            return
+        spec, incarnation, handles = self._actors[order.spec.actor]
+        pairs = [handle.call.options(num_returns=2).remote(job, *values) for handle in handles]
+        self._values[name] = [value for value, _ in pairs]
+        self._calls[name] = spec.id
+        if spec.replicas is not None:
+            self._grouped.add(name)
+        gathering = _Gathering([None] * len(pairs), spec.replicas is not None)
+        for index, (_, outcome) in enumerate(pairs):
+            self._watch(outcome, name, index, (spec.id, incarnation), gathering)
+
+    def persist(self, order: Persist) -> None:
+        """Start making an attempt's leavings durable."""
+        name = (order.task, order.attempt)
+        actor = self._calls.get(name)
+        if actor is None:
+            value = self._values[name][0]
+            reference = self._persist_task.remote(self._workflow_id, self._store_uri, value)
+            self._watch_persist([reference], name)
+        elif actor in self._actors:
+            handles = self._actors[actor][2]
+            references = [
+                handle.persist.remote(order.attempt, order.output, order.state) for handle in handles
+            ]
+            self._watch_persist(references, name)
+
+    def release(self, task: str, attempt: int) -> None:
+        """Let an attempt's value go."""
+        name = (task, attempt)
+        self._values.pop(name, None)
+        self._calls.pop(name, None)
+        self._grouped.discard(name)
+
+    def close(self) -> None:
+        """End all actors of this workflow."""
+        for _, _, handles in self._actors.values():
+            for handle in handles:
+                with contextlib.suppress(Exception):
+                    ray.kill(handle, no_restart=True)
+        self._actors.clear()
+        self._values.clear()
+
+    def _job(self, order: Submit) -> tuple[Job, list[Any]]:
+        values: list[Any] = []
+        inputs: list[LiveInput | StoredInput] = []
+        for source in order.sources:
+            if isinstance(source.value, Live):
+                name = (source.value.task, source.value.attempt)
+                references = self._values[name]
+                values += references
+                members = len(references) if name in self._grouped else None
+                inputs.append(LiveInput(members, source.after_loop))
+            else:
+                inputs.append(StoredInput(source.value))
+        spec, call = order.spec, order.call
+        job = Job(
+            self._workflow_id,
+            self._store_uri,
+            spec.id,
+            order.attempt,
+            spec.iteration,
+            order.key,
+            order.keep,
+            spec.args,
+            tuple(inputs),
+            spec.code,
+            spec.method,
+            "" if call is None else call.expects,
+            "" if call is None else call.leaves,
+            call is not None and call.snapshot,
+        )
+        return job, values
+
+    def _watch(
+        self,
+        outcome: Any,
+        name: tuple[str, int],
+        index: int,
+        actor: tuple[str, int] | None,
+        gathering: _Gathering,
+    ) -> None:
+        def done(future: concurrent.futures.Future[Any]) -> None:
+            event = self._event_of(future, name, index, actor, gathering)
+            if event is not None:
+                self._post(event)
+
+        outcome.future().add_done_callback(done)
+
+    def _event_of(
+        self,
+        future: concurrent.futures.Future[Any],
+        name: tuple[str, int],
+        index: int,
+        actor: tuple[str, int] | None,
+        gathering: _Gathering,
+    ) -> Event | None:
+        task, attempt = name
+        error = future.exception()
+        if error is not None:
+            return _loss(error, task, attempt, actor)
+        outcome = future.result()
+        if isinstance(outcome, Report):
+            gathering.reports[index] = outcome
+            reports = [report for report in gathering.reports if report is not None]
+            if len(reports) < len(gathering.reports):
+                return None
+            return Produced(task, attempt, _joined(reports) if gathering.grouped else outcome)
+        if gathering.told:
+            return None
+        gathering.told = True
+        if isinstance(outcome, Refusal):
+            return Refused(task, attempt)
+        return Failed(task, attempt, outcome.error)
+
+    def _watch_start(self, reference: Any, actor: str, incarnation: int) -> None:
+        def done(future: concurrent.futures.Future[Any]) -> None:
+            error = future.exception()
+            if error is not None:
+                self._post(ActorLost(actor, incarnation, _first_line(error)))
+
+        reference.future().add_done_callback(done)
+
+    def _watch_persist(self, references: list[Any], name: tuple[str, int]) -> None:
+        task, attempt = name
+        grouped = name in self._grouped
+        answers: list[Any] = [None] * len(references)
+        missing = [len(references)]
+
+        def done(index: int, future: concurrent.futures.Future[Any]) -> None:
+            error = future.exception()
+            answer = Failure(_first_line(error)) if error is not None else future.result()
+            if isinstance(answer, Failure):
+                # A dead actor is told by its calls; here only a checkpoint that failed by itself counts.
+                if not isinstance(error, ray.exceptions.RayActorError):
+                    self._post(PersistFailed(task, attempt, answer.error))
+                return
+            answers[index] = (answer, None) if isinstance(answer, Value) else answer
+            missing[0] -= 1
+            if missing[0] == 0:
+                outputs = [made[0] for made in answers]
+                states = [made[1] for made in answers]
+                self._post(Persisted(task, attempt, _group(outputs, grouped), _group(states, grouped)))
+
+        for index, reference in enumerate(references):
+            reference.future().add_done_callback(lambda future, index=index: done(index, future))
+
+
+def _group(values: list[Value | None], grouped: bool) -> Value | None:
+    present = [value for value in values if value is not None]
+    if not grouped or len(present) < len(values):
+        return values[0]
+    return Value.group(present)
+
+
+def _joined(reports: list[Report]) -> Report:
+    """Return one report for the members of a group."""
+    return Report(
+        _group([report.output for report in reports], grouped=True),
+        any(report.stop for report in reports),
+        any(report.wants_checkpoint for report in reports),
+        min(report.started_at for report in reports),
+        max(report.finished_at for report in reports),
+    )
+
+
+def _loss(error: BaseException, task: str, attempt: int, actor: tuple[str, int] | None) -> Event:
+    if actor is not None and isinstance(error, ray.exceptions.RayActorError):
+        return ActorLost(actor[0], actor[1], _first_line(error))
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return Failed(task, attempt, str(error))
+    return Lost(task, attempt, _first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,126 @@
+"""What a task's execution means: the annotations, checked when they are given. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from exoflow.errors import DefinitionError
+
+
+class Checkpoint(enum.StrEnum):
+    """When an output becomes durable.
+
+    ``NONE``: not; recovery computes it again. ``ASYNC``: behind the work that goes on; effects and the
+    end of the workflow wait for it. ``SYNC``: before anything downstream starts.
+    """
+
+    NONE = "none"
+    ASYNC = "async"
+    SYNC = "sync"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """The annotations of one task.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        When the output becomes durable.
+    deterministic : bool
+        The same inputs always give the same output.
+    external, idempotent : bool
+        The task's effect is seen outside the engine; repeating it under the same key is harmless.
+    retries : int
+        Further attempts after an exception. Lost workers are retried beyond this count.
+    backoff : float
+        Seconds before the first retry; doubles with each further one.
+    snapshot : bool
+        Calls of durable actors only: whether the call captures the actor's state.
+    name : str or None
+        Task id; the function's name when None.
+    metadata : Mapping
+        Anything JSON can hold, kept with the task.
+    num_cpus, num_gpus : float or None
+        Ray's resources; None leaves Ray's default.
+    resources : Mapping
+        Ray's custom resources.
+    """
+
+    checkpoint: Checkpoint = Checkpoint.SYNC
+    deterministic: bool = False
+    external: bool = False
+    idempotent: bool = False
+    retries: int = 0
+    backoff: float = 0.5
+    snapshot: bool = True
+    name: str | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> TaskOptions:
+        """Return a copy with some annotations changed.
+
+        Raises
+        ------
+        DefinitionError
+            On an unknown annotation or a value it cannot have.
+        """
+        return _checked(self, changes)
+
+    def ray_options(self) -> dict[str, Any]:
+        """Return the resources in the form that Ray's ``.options`` takes."""
+        chosen: dict[str, Any] = {}
+        if self.num_cpus is not None:
+            chosen["num_cpus"] = self.num_cpus
+        if self.num_gpus is not None:
+            chosen["num_gpus"] = self.num_gpus
+        if self.resources:
+            chosen["resources"] = dict(self.resources)
+        return chosen
+
+
+def task_options(**annotations: Any) -> TaskOptions:
+    """Build options from keyword annotations; raises DefinitionError when they make no sense."""
+    return _checked(TaskOptions(), annotations)
+
+
+def _checked(base: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
+    known = {field.name for field in dataclasses.fields(TaskOptions)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        message = f"unknown annotation {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        raise DefinitionError(message)
+    cleaned = dict(changes)
+    if "checkpoint" in cleaned:
+        cleaned["checkpoint"] = _checkpoint(cleaned["checkpoint"])
+    options = dataclasses.replace(base, **cleaned)
+    if options.retries < 0 or options.backoff < 0:
+        message = f"retries and backoff must not be negative, got {options.retries} and {options.backoff}"
+        raise DefinitionError(message)
+    if options.idempotent and not options.external:
+        message = "idempotent says what repeating an external effect does: set external=True with it"
+        raise DefinitionError(message)
+    if options.external and not options.idempotent:
+        message = (
+            "an external task must be idempotent: make repeating it under context().idempotency_key "
+            "harmless and say idempotent=True"
+        )
+        raise DefinitionError(message)
+    if options.external and options.checkpoint is Checkpoint.NONE:
+        message = "an external task needs checkpoint async or sync, or its effect would be repeated"
+        raise DefinitionError(message)
+    return options
+
+
+def _checkpoint(value: Any) -> Checkpoint:
+    try:
+        return Checkpoint(value)
+    except ValueError:
+        message = f"checkpoint must be one of none, async, sync; got {value!r}"
+        raise DefinitionError(message) from None

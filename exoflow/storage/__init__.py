@@ -1,0 +1,55 @@
+"""Five verbs over keys and bytes; everything durable goes through them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from exoflow.errors import DefinitionError
+from exoflow.storage.local import LocalStore
+from exoflow.storage.memory import MemoryStore
+
+__all__ = ["LocalStore", "MemoryStore", "Store", "open_store"]
+
+
+class Store(Protocol):
+    """Durable keys and bytes. Keys are relative paths with ``/`` between their parts.
+
+    Every verb raises `exoflow.errors.StorageUnavailable` when it cannot know its answer; "absent" is an
+    answer, and is given only when the store said so.
+    """
+
+    uri: str
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes at ``key``, or None when there are none."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write ``data`` at ``key`` durably and at once, replacing what was there."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write ``data`` durably unless ``key`` exists; return whether this call created it."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Return the keys below the folder ``prefix``, sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove ``key``; no error when it is absent."""
+
+
+def open_store(uri: str) -> Store:
+    """Open the store that ``uri`` names: a local folder, as a path or ``file://``.
+
+    Raises
+    ------
+    DefinitionError
+        On a scheme that is not known.
+    StorageUnavailable
+        When the folder cannot be written, or its file system lacks hard links.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStore(uri)
+    if scheme == "file":
+        return LocalStore(rest)
+    message = f"cannot open a store at {uri!r}: known are a local folder (a path or file://PATH)"
+    raise DefinitionError(message)

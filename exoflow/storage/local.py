@@ -1,0 +1,150 @@
+"""A store in a local folder: durable at return, all or nothing, and one winner per key.
+
+A write goes to a temporary file that is fsynced, then takes its name: by hard link where the name must be
+new (a link fails if the name exists; a rename would overwrite), by rename where it may replace. The folder
+is fsynced after, for a name is durable only then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from exoflow.errors import StorageUnavailable
+
+_TEMPORARY = ".tmp"
+_LEFTOVER_SECONDS = 24 * 3600
+_serial = itertools.count()
+
+
+class LocalStore:
+    """Keys are files below ``root``.
+
+    Raises
+    ------
+    StorageUnavailable
+        From every verb: on any error of the file system but absence. When opened: if a probe write fails.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.uri = str(self.root)
+        self._temporary = self.root / _TEMPORARY
+        with self._reported("open", ""):
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+        self._probe()
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes at ``key``, or None when no file is there."""
+        with self._reported("read", key):
+            try:
+                return self.path(key).read_bytes()
+            except FileNotFoundError:
+                return None
+        raise AssertionError
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write ``data`` at ``key``, replacing what was there."""
+        with self._reported("write", key), self._temporary_file(data) as temporary:
+            path = self._prepared(key)
+            os.replace(temporary, path)
+            _fsync_folder(path.parent)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write ``data`` unless ``key`` exists; return whether this call created it."""
+        with self._reported("write", key):
+            path = self._prepared(key)
+            if path.exists():
+                return False
+            with self._temporary_file(data) as temporary:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+                _fsync_folder(path.parent)
+                return True
+        raise AssertionError
+
+    def list(self, prefix: str) -> list[str]:
+        """Return the keys below the folder ``prefix``, sorted."""
+        with self._reported("list", prefix):
+            start = self.path(prefix)
+            found = []
+            for folder, folders, names in os.walk(start, onerror=_raise_unless_absent):
+                folders[:] = [name for name in folders if name != _TEMPORARY]
+                relative = Path(folder).relative_to(self.root)
+                found += [str(relative / name) for name in names]
+            return sorted(found)
+        raise AssertionError
+
+    def delete(self, key: str) -> None:
+        """Remove ``key``; no error when it is absent."""
+        with self._reported("delete", key), contextlib.suppress(FileNotFoundError):
+            self.path(key).unlink()
+
+    def path(self, key: str) -> Path:
+        """Return the file that holds ``key``."""
+        return self.root / key
+
+    def _prepared(self, key: str) -> Path:
+        path = self.path(key)
+        missing = []
+        folder = path.parent
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            _fsync_folder(made.parent)
+        return path
+
+    @contextlib.contextmanager
+    def _temporary_file(self, data: bytes) -> Iterator[Path]:
+        temporary = self._temporary / f"{os.getpid()}-{next(_serial)}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _probe(self) -> None:
+        key = f"{_TEMPORARY}/probe-{os.getpid()}-{next(_serial)}"
+        self.put_if_absent(key, b"probe")
+        self.delete(key)
+
+    def _remove_leftovers(self) -> None:
+        oldest = time.time() - _LEFTOVER_SECONDS
+        for path in self._temporary.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _reported(self, verb: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = self.path(key) if key else self.root
+            message = f"cannot {verb} {where}: {error.strerror or error}"
+            raise StorageUnavailable(key, message) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

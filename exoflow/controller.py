@@ -104,7 +104,7 @@ class Controller:
         history.reopen()
         history.add(first)
         sweep(store, workflow_id, history.blobs())
-        self._state = WorkflowState(plan, history, _expander(), replicas=replicas)
+        self._state = WorkflowState(plan, history, expander(), replicas=replicas)
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Archive | Append | Collect | None] = queue.SimpleQueue()
         self._verified_at = time.monotonic()
@@ -177,9 +177,11 @@ class Controller:
                     case Append():
                         self._append(order)
                     case Archive():
-                        self._archive(order)
+                        write_archive(self._store, self._workflow_id, self._plan, order)
                     case Collect():
-                        self._collect(order)
+                        collect(
+                            self._store, self._workflow_id, self._journal, order, self._make_sure_of_ownership
+                        )
             except BaseException as error:
                 self._events.put(error)
                 return
@@ -194,25 +196,6 @@ class Controller:
         if self._observer is not None:
             self._observer.committed(records, at)
         self._events.put(Appended(at))
-
-    def _archive(self, order: Archive) -> None:
-        loop = next(loop for loop in self._plan.loops if loop.id == order.loop)
-        assert loop.archive is not None
-        blobs = Blobs(self._store, self._workflow_id)
-        committed = [record for record in order.records if isinstance(record, Committed)]
-        data = loop.archive.load()(iteration_views(committed, blobs))
-        self._store.put(archive_key(self._workflow_id, loop.id, order.first, order.last), data)
-
-    def _collect(self, order: Collect) -> None:
-        """Delete what the fold has made superfluous; pins are read after the fold, see `exoflow.pins`."""
-        self._make_sure_of_ownership()
-        pinned = pinned_blobs(self._store, self._workflow_id)
-        blobs = Blobs(self._store, self._workflow_id)
-        for blob in order.blobs:
-            if blob.name not in pinned:
-                self._make_sure_of_ownership()
-                self._store.delete(blobs.key(blob))
-        self._journal.collect()
 
     def _make_sure_of_ownership(self) -> None:
         """Look for a successor if so much time has passed since the last look that there may be one.
@@ -231,6 +214,33 @@ class Controller:
         self._verified_at = time.monotonic()
 
 
+def write_archive(store: Store, workflow_id: str, plan: Plan, order: Archive) -> None:
+    """Let the loop's own function make one object of iterations that leave the journal."""
+    loop = next(loop for loop in plan.loops if loop.id == order.loop)
+    assert loop.archive is not None
+    committed = [record for record in order.records if isinstance(record, Committed)]
+    data = loop.archive.load()(iteration_views(committed, Blobs(store, workflow_id)))
+    store.put(archive_key(workflow_id, loop.id, order.first, order.last), data)
+
+
+def collect(
+    store: Store,
+    workflow_id: str,
+    journal: Journal,
+    order: Collect,
+    before_each: Callable[[], None] = lambda: None,
+) -> None:
+    """Delete what a fold has made superfluous; pins are read after the fold, see `exoflow.pins`."""
+    before_each()
+    pinned = pinned_blobs(store, workflow_id)
+    blobs = Blobs(store, workflow_id)
+    for blob in order.blobs:
+        if blob.name not in pinned:
+            before_each()
+            store.delete(blobs.key(blob))
+    journal.collect()
+
+
 def sweep(store: Store, workflow_id: str, live: set[str]) -> int:
     """Delete blobs that no record names, left by owners that died; return how many.
 
@@ -244,7 +254,8 @@ def sweep(store: Store, workflow_id: str, live: set[str]) -> int:
     return len(dead)
 
 
-def _expander() -> Callable[[LoopSpec, int, str], Iteration]:
+def expander() -> Callable[[LoopSpec, int, str], Iteration]:
+    """Return a function that expands loops and loads each body once."""
     bodies: dict[str, Any] = {}
 
     def expand_one(spec: LoopSpec, iteration: int, previous: str) -> Iteration:

@@ -29,7 +29,6 @@ from exoflow.messages import (
     ActorLost,
     Event,
     Failed,
-    Live,
     Lost,
     Persist,
     Persisted,
@@ -43,7 +42,7 @@ from exoflow.messages import (
 )
 from exoflow.plan import ActorSpec
 from exoflow.records import Value
-from exoflow.worker import Failure, Job, LiveInput, Outcome, Refusal, StoredInput
+from exoflow.worker import Failure, Job, Outcome, Refusal, live_inputs, make_job
 
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _TEMPORARY_PREFIX = "exoflow-ray-"
@@ -276,35 +275,10 @@ class RayExecutor:
         self._values.clear()
 
     def _job(self, order: Submit) -> tuple[Job, list[Any]]:
-        values: list[Any] = []
-        inputs: list[LiveInput | StoredInput] = []
-        for source in order.sources:
-            if isinstance(source.value, Live):
-                name = (source.value.task, source.value.attempt)
-                references = self._values[name]
-                values += references
-                members = len(references) if name in self._grouped else None
-                inputs.append(LiveInput(members, source.after_loop))
-            else:
-                inputs.append(StoredInput(source.value))
-        spec, call = order.spec, order.call
-        job = Job(
-            self._workflow_id,
-            self._store_uri,
-            spec.id,
-            order.attempt,
-            spec.iteration,
-            order.key,
-            order.keep,
-            spec.args,
-            tuple(inputs),
-            spec.code,
-            spec.method,
-            "" if call is None else call.expects,
-            "" if call is None else call.leaves,
-            call is not None and call.snapshot,
-        )
-        return job, values
+        names = [(live.task, live.attempt) for live in live_inputs(order)]
+        members = [len(self._values[name]) if name in self._grouped else None for name in names]
+        values = [value for name in names for value in self._values[name]]
+        return make_job(order, self._workflow_id, self._store_uri, members), values
 
     def _watch(
         self,

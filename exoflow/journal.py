@@ -358,6 +358,10 @@ class Journal:
         self._last: Header | None = None
         self._last_sha256 = ""
 
+    def use(self, store: Store) -> None:
+        """Write to another view of the same store from now on; for the simulator."""
+        self._store = store
+
     @property
     def generation(self) -> int:
         """Generation of the owner; 0 before a claim."""

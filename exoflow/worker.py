@@ -20,7 +20,7 @@ from exoflow.code import CodeRef
 from exoflow.codec import Blob, Encoded, decode, encode, fill
 from exoflow.dag import Node, Stop
 from exoflow.errors import StorageUnavailable
-from exoflow.messages import Keep, Report
+from exoflow.messages import Keep, Live, Report, Submit
 from exoflow.plan import ActorSpec
 from exoflow.records import Value
 from exoflow.storage import Store, open_store
@@ -81,6 +81,39 @@ class Job:
     expects: str = ""
     leaves: str = ""
     capture: bool = False
+
+
+def live_inputs(order: Submit) -> list[Live]:
+    """Return the attempts whose values must travel with a submission, in order."""
+    return [source.value for source in order.sources if isinstance(source.value, Live)]
+
+
+def make_job(order: Submit, workflow_id: str, store_uri: str, members: Sequence[int | None]) -> Job:
+    """Turn a submission into what travels; ``members`` says how many values each live input is."""
+    counts = iter(members)
+    inputs = tuple(
+        LiveInput(next(counts), source.after_loop)
+        if isinstance(source.value, Live)
+        else StoredInput(source.value)
+        for source in order.sources
+    )
+    spec, call = order.spec, order.call
+    return Job(
+        workflow_id,
+        store_uri,
+        spec.id,
+        order.attempt,
+        spec.iteration,
+        order.key,
+        order.keep,
+        spec.args,
+        inputs,
+        spec.code,
+        spec.method,
+        "" if call is None else call.expects,
+        "" if call is None else call.leaves,
+        call is not None and call.snapshot,
+    )
 
 
 Exchange = Callable[[Sequence[Any]], list[Any]]
@@ -196,9 +229,11 @@ def run_task(job: Job, values: Sequence[Any], store: Store | None = None) -> tup
         return Unavailable(), Failure(traceback.format_exc(limit=-20))
 
 
-def persist_output(workflow_id: str, store_uri: str, value: Any) -> Value | Failure:
+def persist_output(
+    workflow_id: str, store_uri: str, value: Any, store: Store | None = None
+) -> Value | Failure:
     """Make the value of a finished attempt durable."""
-    blobs = Blobs(store_at(store_uri), workflow_id)
+    blobs = Blobs(store or store_at(store_uri), workflow_id)
     return _durable_or_failure(lambda: blobs.durable(encode(_plain(value))))
 
 

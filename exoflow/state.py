@@ -581,7 +581,7 @@ class WorkflowState:
             assert state is not None
             return Source(state)
         after_loop = upstream.spec.loop is not None and task.spec.loop != upstream.spec.loop
-        if upstream.held:
+        if upstream.held and not upstream.replayed:
             return Source(Live(upstream.id, upstream.attempt), after_loop)
         value = self._kept_output(upstream)
         assert value is not None, upstream.id
@@ -675,10 +675,6 @@ class WorkflowState:
         assert task.report is not None
         if task.report.stop or task.spec.iteration == loop.spec.iterations:
             self._end_loop(loop, task)
-        following = loop.iterations.get(task.spec.iteration + 1)
-        if following is not None:
-            # Effects, and calls of actors that outlive the loop, were waiting to know that it goes on.
-            self._agenda.extend(spec.id for spec in following.tasks)
 
     def _end_loop(self, loop: LoopState, carry: TaskState) -> None:
         """Void the iterations past the end and lay out what comes after the loop."""
@@ -1048,6 +1044,10 @@ class WorkflowState:
             loop.produced += 1
             if loop.ended_by is None and _ends(carry, loop):
                 self._end_loop(loop, carry)
+            following = loop.iterations.get(loop.produced + 1)
+            if following is not None:
+                # Effects, and calls of actors that outlive the loop, were waiting to know that it goes on.
+                self._agenda.extend(spec.id for spec in following.tasks)
         while (iteration := loop.iterations.get(loop.done + 1)) is not None:
             carry = self._tasks[iteration.carry]
             wanted = carry.durability is not Durability.UNWANTED

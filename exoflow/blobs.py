@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from pathlib import Path
 
 from exoflow.codec import Blob, Encoded, decode
 from exoflow.errors import CorruptRecord
 from exoflow.journal import workflow_folder
 from exoflow.records import GROUP_CODEC, Value
-from exoflow.storage import Store
+from exoflow.storage import LocalStore, Store
 
 INLINE_BYTES = 64 * 1024
+
+
+def object_key(workflow_id: str, name: str) -> str:
+    """Return the key of a named object."""
+    return f"{workflow_folder(workflow_id)}/objects/{name}"
 
 
 class Blobs:
@@ -23,6 +29,7 @@ class Blobs:
 
     def __init__(self, store: Store, workflow_id: str) -> None:
         self._store = store
+        self.workflow_id = workflow_id
         self.folder = f"{workflow_folder(workflow_id)}/blobs"
         self._writer = uuid.uuid4().hex[:12]
 
@@ -57,6 +64,14 @@ class Blobs:
     def key(self, blob: Blob) -> str:
         """Return a blob's key in the store."""
         return f"{self.folder}/{blob.name}"
+
+    def path(self, key: str) -> Path | None:
+        """Return the file of a key, where the store is a local folder."""
+        return self._store.path(key) if isinstance(self._store, LocalStore) else None
+
+    def write_object(self, name: str, data: bytes) -> None:
+        """Write a named object of the workflow, replacing what it was."""
+        self._store.put(object_key(self.workflow_id, name), data)
 
     def durable(self, encoded: Encoded) -> Value:
         """Make an encoded value durable: small ones will lie in a record, large ones become a blob."""

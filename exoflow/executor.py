@@ -125,7 +125,7 @@ class _MemberHost:
         self._mail: dict[int, queue.SimpleQueue[Any]] = {}
         exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
         store = worker.store_at(store_uri)
-        self._member = worker.Member(spec, workflow_id, store, index, restore, exchange)
+        self._member = worker.Member(spec, workflow_id, store, index, restore, exchange, self._writer.submit)
 
     async def start(self, peers: list[Any]) -> None:
         """Learn who the other members are, then make the user's object."""
@@ -150,7 +150,7 @@ class _MemberHost:
         """Make durable what a call left behind."""
         try:
             return await self._loop.run_in_executor(
-                self._writer, lambda: self._member.persist(attempt, output=output, state=state)
+                None, lambda: self._member.persist(attempt, output=output, state=state)
             )
         except Exception as error:
             return Failure(f"{type(error).__name__}: {error}")
@@ -355,16 +355,17 @@ class RayExecutor:
 
 
 def _group(values: list[Value | None], grouped: bool) -> Value | None:
-    present = [value for value in values if value is not None]
-    if not grouped or len(present) < len(values):
+    if not grouped:
         return values[0]
-    return Value.group(present)
+    present = [value for value in values if value is not None]
+    return Value.group(present) if len(present) == len(values) else None
 
 
 def _joined(reports: list[Report]) -> Report:
     """Return one report for the members of a group."""
     return Report(
         _group([report.output for report in reports], grouped=True),
+        _group([report.state for report in reports], grouped=True),
         any(report.stop for report in reports),
         any(report.wants_checkpoint for report in reports),
         min(report.started_at for report in reports),

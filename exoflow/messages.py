@@ -18,6 +18,8 @@ class Report:
     ----------
     output : Value or None
         The durable output, where the attempt could make it durable on the way (small, or sync).
+    state : Value or None
+        The actor's durable state, where it was small enough to travel with the report.
     stop : bool
         The task returned `exoflow.stop`.
     wants_checkpoint : bool
@@ -27,6 +29,7 @@ class Report:
     """
 
     output: Value | None = None
+    state: Value | None = None
     stop: bool = False
     wants_checkpoint: bool = False
     started_at: float = 0.0

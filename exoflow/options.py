@@ -40,6 +40,9 @@ class TaskOptions:
         Seconds before the first retry; doubles with each further one.
     snapshot : bool
         Calls of durable actors only: whether the call captures the actor's state.
+    query : bool
+        Calls of durable actors only: the call reads and leaves the state alone, so it may run at any moment
+        after its inputs are there and is not a step of the actor's history.
     name : str or None
         Task id; the function's name when None.
     metadata : Mapping
@@ -57,6 +60,7 @@ class TaskOptions:
     retries: int = 0
     backoff: float = 0.5
     snapshot: bool = True
+    query: bool = False
     name: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_cpus: float | None = None

@@ -35,7 +35,8 @@ class TaskSpec:
     """One task: what to run, on which inputs, after whom.
 
     ``args`` is ``[args, kwargs]`` with a `Slot` where input number ``index`` goes. ``actor`` and ``method``
-    are set for calls of durable actors; ``loop`` and ``iteration`` for tasks of a loop's iteration.
+    are set for calls of actors, ``stateful`` for those that are steps of a durable actor's history;
+    ``loop`` and ``iteration`` for tasks of a loop's iteration.
     """
 
     id: str
@@ -46,6 +47,7 @@ class TaskSpec:
     code: CodeRef | None = None
     actor: str | None = None
     method: str | None = None
+    stateful: bool = False
     loop: str | None = None
     iteration: int = 0
 
@@ -253,7 +255,10 @@ class _Builder:
         args = encode(rebuild([list(node.args), dict(node.kwargs)], lambda leaf: self._slot(leaf, inputs)))
         spec = TaskSpec(self.ids[node], args, tuple(inputs), after, node.options)
         if isinstance(node, CallNode):
-            spec = dataclasses.replace(spec, actor=self._actor(node.actor), method=node.method)
+            stateful = node.actor.durable and not node.options.query
+            spec = dataclasses.replace(
+                spec, actor=self._actor(node.actor), method=node.method, stateful=stateful
+            )
         else:
             spec = dataclasses.replace(spec, code=node.code)
         self.tasks.append(spec)
@@ -362,6 +367,7 @@ def _task_to_json(task: TaskSpec) -> dict[str, Any]:
         "code": None if task.code is None else task.code.to_json(),
         "actor": task.actor,
         "method": task.method,
+        "stateful": task.stateful,
     }
 
 
@@ -375,6 +381,7 @@ def _task_from_json(shown: Mapping[str, Any]) -> TaskSpec:
         None if shown["code"] is None else CodeRef.from_json(shown["code"]),
         shown["actor"],
         shown["method"],
+        shown["stateful"],
     )
 
 

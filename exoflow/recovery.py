@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping, Sequence
 
-from exoflow.plan import ActorSpec, TaskSpec
+from exoflow.plan import TaskSpec
 from exoflow.records import Committed
 
 
@@ -31,7 +31,6 @@ class Action(enum.Enum):
 def actions(
     tasks: Sequence[TaskSpec],
     committed: Mapping[str, Committed],
-    actors: Mapping[str, ActorSpec],
     wanted: Collection[str],
     open_actors: Collection[str],
 ) -> dict[str, Action]:
@@ -43,8 +42,6 @@ def actions(
         In dependency order; calls of one actor in the order in which they are made.
     committed : mapping
         The records recovery may build on, by task id.
-    actors : mapping
-        The actors of the tasks, by id.
     wanted : collection of str
         Tasks that are wanted for themselves: the result, branches, the newest carry of an open loop.
     open_actors : collection of str
@@ -56,7 +53,7 @@ def actions(
     for task in tasks:
         for upstream in (*(given.task for given in task.inputs), *task.after):
             readers.setdefault(upstream, []).append(task.id)
-        if task.actor is not None and actors[task.actor].durable:
+        if task.actor is not None and task.stateful:
             if task.actor in last_call:
                 next_call[last_call[task.actor]] = task.id
             last_call[task.actor] = task.id
@@ -66,8 +63,7 @@ def actions(
     for task in reversed(tasks):
         record = committed.get(task.id)
         read = task.id in wanted or any(decided[reader] in running for reader in readers.get(task.id, ()))
-        durable = task.actor is not None and actors[task.actor].durable
-        if durable and (record is None or record.state is None):
+        if task.stateful and (record is None or record.state is None):
             follower = next_call.get(task.id)
             continues = decided[follower] in running if follower else task.actor in open_actors
             if continues and record is not None:
@@ -85,7 +81,6 @@ def restore_points(
     tasks: Sequence[TaskSpec],
     decided: Mapping[str, Action],
     committed: Mapping[str, Committed],
-    actors: Mapping[str, ActorSpec],
     retired: Mapping[str, Committed],
 ) -> dict[str, Committed | None]:
     """Return, by durable actor, the record whose state it starts from; None for a fresh instance.
@@ -95,7 +90,7 @@ def restore_points(
     points: dict[str, Committed | None] = {}
     closed: set[str] = set()
     for task in tasks:
-        if task.actor is None or not actors[task.actor].durable or task.actor in closed:
+        if task.actor is None or not task.stateful or task.actor in closed:
             continue
         if decided[task.id] is Action.DONE:
             points[task.actor] = committed[task.id]

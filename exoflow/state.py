@@ -321,12 +321,11 @@ class WorkflowState:
         """Choose what recovery does with each task, and what each durable actor starts from."""
         history = self._history
         open_loops = [loop for loop in self._loops.values() if loop.ended_by is None]
-        actor_specs = {actor.spec.id: actor.spec for actor in self._actors.values()}
         wanted = {self._plan.root, *branches, *(loop.last_carry for loop in open_loops)}
-        goes_on = set(actor_specs) if open_loops or self._deferred else set()
-        decided = actions(specs, history.committed, actor_specs, wanted, goes_on)
+        goes_on = set(self._actors) if open_loops or self._deferred else set()
+        decided = actions(specs, history.committed, wanted, goes_on)
         states = history.newest_states()
-        points = restore_points(specs, decided, history.committed, actor_specs, states)
+        points = restore_points(specs, decided, history.committed, states)
         for actor in self._actors.values():
             if actor.durable:
                 actor.restore = points.get(actor.spec.id, states.get(actor.spec.id))
@@ -411,8 +410,8 @@ class WorkflowState:
                 self._want_snapshot(producer)
             elif spec.options.external and producer is not None:
                 self._want(producer)
-        actor = self._actors[spec.actor] if spec.actor is not None else None
-        if actor is not None and actor.durable:
+        actor = self._durable_actor(task)
+        if actor is not None:
             if actor.calls:
                 self._tasks[actor.calls[-1]].consumers[spec.id] = None
             actor.calls.append(spec.id)
@@ -481,8 +480,7 @@ class WorkflowState:
             self._add_actor(actor_spec)
         for task in iteration.tasks:
             record = self._history.committed.get(task.id)
-            durable_call = task.actor is not None and self._actors[task.actor].durable
-            done = Action.REPLAY if durable_call else Action.DONE
+            done = Action.REPLAY if task.stateful else Action.DONE
             self._register(task, Action.RUN if record is None else done, branch=task.id in iteration.branches)
         return True
 
@@ -554,8 +552,8 @@ class WorkflowState:
         return self._tasks.get(task_id if loop is None else loop.ended_by or "")
 
     def _durable_actor(self, task: TaskState) -> ActorState | None:
-        actor = None if task.spec.actor is None else self._actors[task.spec.actor]
-        return actor if actor is not None and actor.durable else None
+        """Return the actor whose history this task is a step of."""
+        return self._actors[task.spec.actor] if task.spec.actor is not None and task.spec.stateful else None
 
     def _previous_call(self, actor: ActorState, task: TaskState) -> TaskState | None:
         place = actor.calls.index(task.id)
@@ -611,7 +609,7 @@ class WorkflowState:
             actor.incarnation, actor.started = self._incarnations, True
             restore = None if actor.restore is None else actor.restore.state
             self._out.append(StartActor(actor.spec, actor.incarnation, restore))
-        if not actor.durable:
+        if not task.spec.stateful:
             return Call(actor.incarnation, "", "", snapshot=False)
         previous = self._previous_call(actor, task)
         skipped = previous is None or previous.phase is Phase.SKIPPED or previous.attempt == 0
@@ -797,7 +795,7 @@ class WorkflowState:
             kept = (
                 task.attempt > 0
                 and task.phase in (Phase.RUNNING, Phase.PRODUCED)
-                and self._durable_actor(task) is None
+                and not (task.spec.actor is not None and self._actors[task.spec.actor].durable)
                 and task.durability is not Durability.COMMITTED
                 and all(up is not None and up.durability is Durability.COMMITTED for up in inputs)
             )
@@ -860,14 +858,19 @@ class WorkflowState:
         if task.durability is not Durability.WANTED or task.phase is not Phase.PRODUCED:
             return
         assert task.report is not None
-        state = self._keeps_state(task)
-        if task.report.output is not None and not state:
-            self._make_ready(task, task.report.output, None)
+        output, state = task.report.output, task.report.state
+        needs_state = self._keeps_state(task) and state is None
+        if output is not None and not needs_state:
+            self._make_ready(task, output, state)
         else:
-            self._out.append(Persist(task.id, task.attempt, task.report.output is None, state))
+            self._out.append(Persist(task.id, task.attempt, output is None, needs_state))
 
     def _begin_snapshot(self, task: TaskState) -> None:
-        if task.snapshot is Durability.WANTED and task.phase is Phase.PRODUCED and task.held:
+        if task.snapshot is not Durability.WANTED or task.phase is not Phase.PRODUCED or not task.held:
+            return
+        if task.report is not None and task.report.state is not None:
+            self._make_snapshot_ready(task, task.report.state)
+        else:
             self._out.append(Persist(task.id, task.attempt, output=False, state=True))
 
     def _on_persisted(self, event: Persisted) -> None:
@@ -877,14 +880,16 @@ class WorkflowState:
         assert task.report is not None
         if task.options.checkpoint is Checkpoint.NONE and event.state is not None:
             if task.snapshot is Durability.WANTED:
-                task.snapshot = Durability.READY
-                task.snapshot_record = dataclasses.replace(
-                    self._record(task), state=event.state, resumable=False
-                )
-                self._ready[task.id] = task
+                self._make_snapshot_ready(task, event.state)
         elif task.durability is Durability.WANTED:
-            self._make_ready(task, event.output or task.report.output, event.state)
+            output, state = event.output or task.report.output, event.state or task.report.state
+            self._make_ready(task, output, state)
         self._release_around(task)
+
+    def _make_snapshot_ready(self, task: TaskState, state: Value) -> None:
+        task.snapshot = Durability.READY
+        task.snapshot_record = dataclasses.replace(self._record(task), state=state, resumable=False)
+        self._ready[task.id] = task
 
     def _make_ready(self, task: TaskState, output: Value | None, state: Value | None) -> None:
         assert output is not None, task.id

@@ -7,15 +7,17 @@ values of the report, not exceptions, so that a consumer that was chained to a f
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from exoflow.blobs import INLINE_BYTES, Blobs
+from exoflow.blobs import INLINE_BYTES, Blobs, object_key
 from exoflow.code import CodeRef
 from exoflow.codec import Blob, Encoded, decode, encode, fill
 from exoflow.dag import Node, Stop
@@ -158,6 +160,21 @@ class Context:
         """Return a blob's bytes; raises CorruptRecord when they are not what was written."""
         return self._blobs.read(blob)
 
+    def blob_path(self, blob: Blob) -> Path | None:
+        """Return the file that holds a blob, where the store is a local folder."""
+        return self._blobs.path(self._blobs.key(blob))
+
+    def write_object(self, name: str, data: bytes) -> None:
+        """Write (or write again) an object of the workflow under a name of the caller's choice.
+
+        It lives as long as the workflow. Exactly once if name and content are functions of the inputs.
+        """
+        self._blobs.write_object(name, data)
+
+    def object_path(self, name: str) -> Path | None:
+        """Return the file or folder of a named object, where the store is a local folder."""
+        return self._blobs.path(object_key(self.workflow_id, name))
+
     def request_checkpoint(self) -> None:
         """Ask that this actor call's snapshot be made durable, whatever its annotations say."""
         self.checkpoint_requested = True
@@ -282,7 +299,7 @@ def _reported(
         if len(encoded.data) <= INLINE_BYTES or job.keep is Keep.ALL:
             output = blobs.durable(encoded)
     stop = isinstance(value, Stop)
-    return value, Report(output, stop, wants_checkpoint, started_at, time.time())
+    return value, Report(output, None, stop, wants_checkpoint, started_at, time.time())
 
 
 class Member:
@@ -296,8 +313,10 @@ class Member:
         index: int,
         restore: Value | None,
         exchange: Exchange | None,
+        defer: Callable[[Callable[[], Value]], concurrent.futures.Future[Value]] | None = None,
     ) -> None:
         self.blobs = Blobs(store, workflow_id)
+        self._workflow_id = workflow_id
         self._spec = spec
         self._index = index
         self._restore = restore
@@ -306,7 +325,8 @@ class Member:
         self._start_error: str | None = None
         self._failed = False
         self._held: dict[int, Any] = {}
-        self._captured: dict[int, Any] = {}
+        self._captured: dict[int, Callable[[], Value]] = {}
+        self._defer = defer
         self.token = "" if restore is None else "restored"
 
     def start(self) -> None:
@@ -321,7 +341,7 @@ class Member:
             self._start_error = f"{self._spec.id} could not be started\n{traceback.format_exc(limit=-20)}"
 
     def _context(self, purpose: str) -> Context:
-        job = Job("", "", f"{self._spec.id}.{purpose}", 0, 0, "", Keep.NONE, _NO_ARGS, ())
+        job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", Keep.NONE, _NO_ARGS, ())
         return Context(job, self.blobs, self._index, self._spec.members, self._exchange)
 
     def call(self, job: Job, values: Sequence[Any]) -> tuple[Any, Outcome]:
@@ -339,8 +359,9 @@ class Member:
             with _running(ctx):
                 method = getattr(self._object, job.method or "")
                 value = method(*args, **kwargs)
+                state = None
                 if job.capture or (ctx.checkpoint_requested and self._spec.durable):
-                    self._captured[job.attempt] = self._object.capture()
+                    state = self._capture(job.attempt)
             if job.leaves:
                 self.token = job.leaves
             answer = _reported(job, value, self.blobs, started_at, wants_checkpoint=ctx.checkpoint_requested)
@@ -349,24 +370,34 @@ class Member:
             self._failed = self._spec.durable
             return Unavailable(), Failure(traceback.format_exc(limit=-20))
         report = answer[1]
-        if isinstance(report, Report) and report.output is None and job.keep is not Keep.NONE:
+        assert isinstance(report, Report)
+        if report.output is None and job.keep is not Keep.NONE:
             self._held[job.attempt] = value
-        return answer
+        return value, dataclasses.replace(report, state=state)
 
     def persist(self, attempt: int, *, output: bool, state: bool) -> tuple[Value | None, Value | None]:
         """Make what a call left behind durable: its output, the captured state, or both."""
         made = None
         if output:
             made = self.blobs.durable(encode(_plain(self._held.pop(attempt))))
-        return made, self._persist_state(attempt) if state else None
+        return made, self._captured.pop(attempt)() if state else None
 
-    def _persist_state(self, attempt: int) -> Value:
-        captured = self._captured.pop(attempt)
+    def _capture(self, attempt: int) -> Value | None:
+        """Capture the state; return it if it is small, else let it become durable behind the call."""
+        captured = self._object.capture()
         persist = getattr(self._object, "persist", None)
         if persist is None:
-            return self.blobs.durable(encode(captured))
-        with _running(self._context("persist")):
-            return self.blobs.durable(encode(persist(captured)))
+            encoded = encode(captured)
+            if len(encoded.data) <= INLINE_BYTES:
+                return Value.inline(encoded)
+
+        def make_durable() -> Value:
+            with _running(self._context("persist")):
+                return self.blobs.durable(encode(captured if persist is None else persist(captured)))
+
+        # Begun here and not when it is asked for, so that snapshots become durable in the order of calls.
+        self._captured[attempt] = make_durable if self._defer is None else self._defer(make_durable).result
+        return None
 
     def _raise_start_error(self) -> None:
         if self._start_error is not None:

@@ -1,0 +1,238 @@
+"""The vertices: a slot each in flat arrays, and a table from external id to slot.
+
+A *slot* is a vertex's local index. It is given on the first edge, taken back with the last one and reused,
+differs between runs and members, and never leaves this process. Slots also stand for *ghosts*: followed
+vertices another member owns, which have an id and a number of local followers, but no row of their own
+(:mod:`graph_stream.rows`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_stream.certificate import CapacityExceeded
+from graph_stream.compiled import Int, compiled
+from graph_stream.ownership import mix64
+
+MOST_ROW_ENTRIES = 1 << 32
+"""Length to which an arena grows: starts of rows, halved, are chained as int32."""
+_ROW_SIZES = 33
+
+# Places in Storage.counters.
+USED, FREE_HEAD, LIVE, OWNED, EDGES, ARENA, MAX_DEGREE = range(7)
+_COUNTERS = 7
+
+# What can lack room.
+NOTHING, SLOTS, ROWS, DEGREES = range(4)
+
+Slots = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class Vertices(NamedTuple):
+    """State per slot; every array has shape (capacity,). A free slot has ``degree`` -1."""
+
+    id: npt.NDArray[np.int64]
+    """External id."""
+    owned: npt.NDArray[np.bool_]
+    """Whether this member owns the vertex; else the slot is a ghost."""
+    degree: npt.NDArray[np.int32]
+    """``d``, how many vertices it follows; 0 for a ghost."""
+    followers: npt.NDArray[np.int32]
+    """In-degree; for a ghost, its followers at this member."""
+    row: npt.NDArray[np.int64]
+    """Where its row starts in the arena; in a free slot, the next free slot or -1."""
+    row_bits: npt.NDArray[np.int8]
+    """Binary logarithm of its row's length, 0 without a row."""
+    influence: npt.NDArray[np.int64]
+    """``X``; for a ghost, what is to be sent to its owner."""
+    contribution: npt.NDArray[np.int64]
+    """``c``."""
+    touched: npt.NDArray[np.bool_]
+    """To be looked at in the next round."""
+    visited: npt.NDArray[np.bool_]
+    """Looked at in this epoch."""
+    lag_plus: npt.NDArray[np.uint16]
+    """Bucket its positive lag is counted in."""
+    lag_minus: npt.NDArray[np.uint16]
+    """Bucket its negative lag is counted in."""
+
+
+class Storage(NamedTuple):
+    """What the slots share."""
+
+    slots: npt.NDArray[np.int32]
+    """Id table: open addressing by ``id``, -1 where empty; a power of two, at most half full."""
+    arena: npt.NDArray[np.int32]
+    """Rows of followed slots, -1 where empty."""
+    free_rows: npt.NDArray[np.int64]
+    """First free row of each size, or -1; a free row's first entry is half the start of the next one, or
+    -1."""
+    degrees: npt.NDArray[np.int64]
+    """How many owned vertices follow exactly d others, at index d."""
+    counters: npt.NDArray[np.int64]
+    """Slots ever used, first free slot, live slots, owned live slots, edges, arena entries cut, largest
+    degree."""
+
+
+def empty(slots: int = 1024, arena: int = 4096) -> tuple[Vertices, Storage]:
+    """Return the arrays of an empty graph.
+
+    Parameters
+    ----------
+    slots : int
+        Vertices there is room for at first; a power of two.
+    arena : int
+        Row entries there is room for at first.
+    """
+    vertices = Vertices(
+        id=np.zeros(slots, np.int64),
+        owned=np.zeros(slots, np.bool_),
+        degree=np.zeros(slots, np.int32),
+        followers=np.zeros(slots, np.int32),
+        row=np.zeros(slots, np.int64),
+        row_bits=np.zeros(slots, np.int8),
+        influence=np.zeros(slots, np.int64),
+        contribution=np.zeros(slots, np.int64),
+        touched=np.zeros(slots, np.bool_),
+        visited=np.zeros(slots, np.bool_),
+        lag_plus=np.zeros(slots, np.uint16),
+        lag_minus=np.zeros(slots, np.uint16),
+    )
+    storage = Storage(
+        slots=np.full(2 * slots, -1, np.int32),
+        arena=np.zeros(arena, np.int32),
+        free_rows=np.full(_ROW_SIZES, -1, np.int64),
+        degrees=np.zeros(slots, np.int64),
+        counters=np.zeros(_COUNTERS, np.int64),
+    )
+    storage.counters[FREE_HEAD] = -1
+    return vertices, storage
+
+
+def grow(vertices: Vertices, storage: Storage, shortage: int) -> tuple[Vertices, Storage]:
+    """Return the arrays with twice the room in what ran short.
+
+    Parameters
+    ----------
+    vertices, storage
+        The arrays; not to be used afterwards.
+    shortage : int
+        ``SLOTS``, ``ROWS`` or ``DEGREES``, as :func:`graph_stream.rows.shortage_of` told.
+
+    Raises
+    ------
+    CapacityExceeded
+        If one member cannot hold more edges.
+    """
+    if shortage == SLOTS:
+        vertices = Vertices._make(_doubled(array) for array in vertices)
+        slots = np.full(2 * len(storage.slots), -1, np.int32)
+        storage = storage._replace(slots=slots)
+        _index(vertices, storage)
+    elif shortage == ROWS:
+        if len(storage.arena) >= MOST_ROW_ENTRIES:
+            message = f"{storage.counters[EDGES]} edges are all one partition can hold; use more partitions"
+            raise CapacityExceeded(message)
+        storage = storage._replace(arena=_doubled(storage.arena))
+    else:
+        storage = storage._replace(degrees=_doubled(storage.degrees))
+    return vertices, storage
+
+
+def _doubled(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    # Zeroed pages cost no memory before their first use.
+    wider = np.zeros(2 * len(array), array.dtype)
+    wider[: len(array)] = array
+    return wider
+
+
+@compiled
+def _home(key: np.uint64, size: Int) -> Int:
+    # The lowest 8 bits are the virtual partition, of which a member sees a few only.
+    return np.int64((mix64(key) >> np.uint64(8)) & np.uint64(size - 1))
+
+
+@compiled
+def _index(vertices: Vertices, storage: Storage) -> None:
+    size = len(storage.slots)
+    for slot in range(storage.counters[USED]):
+        if vertices.degree[slot] >= 0:
+            place = _home(np.uint64(vertices.id[slot]), size)
+            while storage.slots[place] >= 0:
+                place = (place + 1) & (size - 1)
+            storage.slots[place] = slot
+
+
+@compiled
+def find(vertices: Vertices, storage: Storage, vertex: Int) -> Int:
+    """Return the slot of an external id, or -1."""
+    size = len(storage.slots)
+    place = _home(np.uint64(vertex), size)
+    while True:
+        slot = storage.slots[place]
+        if slot < 0 or vertices.id[slot] == vertex:
+            return np.int64(slot)
+        place = (place + 1) & (size - 1)
+
+
+@compiled
+def add(vertices: Vertices, storage: Storage, vertex: Int, owned: bool) -> Int:
+    """Give an absent id a slot, without edges, and return it; there must be room."""
+    counters = storage.counters
+    slot = counters[FREE_HEAD]
+    if slot >= 0:
+        counters[FREE_HEAD] = vertices.row[slot]
+    else:
+        slot = counters[USED]
+        counters[USED] += 1
+    counters[LIVE] += 1
+    if owned:
+        counters[OWNED] += 1
+        storage.degrees[0] += 1
+    vertices.id[slot] = vertex
+    vertices.owned[slot] = owned
+    vertices.degree[slot] = 0
+    vertices.followers[slot] = 0
+    vertices.row_bits[slot] = 0
+    vertices.influence[slot] = 0
+    vertices.contribution[slot] = 0
+    size = len(storage.slots)
+    place = _home(np.uint64(vertex), size)
+    while storage.slots[place] >= 0:
+        place = (place + 1) & (size - 1)
+    storage.slots[place] = slot
+    return np.int64(slot)
+
+
+@compiled
+def remove(vertices: Vertices, storage: Storage, slot: Int) -> None:
+    """Take back the slot of a vertex without edges."""
+    counters = storage.counters
+    slots = storage.slots
+    mask = len(slots) - 1
+    place = _home(np.uint64(vertices.id[slot]), mask + 1)
+    while slots[place] != slot:
+        place = (place + 1) & mask
+    following = place
+    while True:
+        following = (following + 1) & mask
+        other = slots[following]
+        if other < 0:
+            break
+        home = _home(np.uint64(vertices.id[other]), mask + 1)
+        if ((following - home) & mask) >= ((following - place) & mask):
+            slots[place] = other
+            place = following
+    slots[place] = -1
+    if vertices.owned[slot]:
+        counters[OWNED] -= 1
+        storage.degrees[0] -= 1
+    counters[LIVE] -= 1
+    vertices.degree[slot] = -1
+    vertices.row[slot] = counters[FREE_HEAD]
+    counters[FREE_HEAD] = slot

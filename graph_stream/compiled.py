@@ -1,0 +1,51 @@
+"""How numba compiles this package's kernels: without the GIL, without fast-math, cached on disk.
+
+Kernels allocate nothing, so they need no reference counts: counting the dozen arrays of a graph at every
+inner call took longer than the work. For the same reason all calls among them are inlined.
+
+Numba keeps a cached function until the file that defines it changes, and so would run old code after an edit
+of a function that was compiled *into* it from another file. Here every cached function carries one stamp over
+all the files that hold compiled code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numba
+import numpy as np
+
+Int = int | np.int64
+"""An integer in a kernel; int64 there in any case."""
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _stamp_of(package: Path) -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(package.glob("*.py")):
+        source = path.read_bytes()
+        if b"@compiled" in source:
+            digest.update(source)
+    return digest.digest()
+
+
+_STAMP = _stamp_of(Path(__file__).parent)
+
+
+def compiled(function: Function) -> Function:
+    """Compile ``function`` at its first call; use as a decorator.
+
+    Returns
+    -------
+    function
+        A numba dispatcher; its ``py_func`` is the function as written.
+    """
+    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True, _nrt=False)(
+        function
+    )
+    dispatcher._cache._cache_file._source_stamp = _STAMP
+    return cast(Function, dispatcher)

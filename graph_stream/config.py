@@ -1,0 +1,132 @@
+"""What a run was asked to do: recorded once at its start, and from then on the same in every resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graph_stream.algorithms import Parameters
+from graph_stream.errors import ConfigError
+
+CHECKPOINTS = ("none", "async", "sync")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The options of a run; JSON by way of `to_json`.
+
+    Attributes
+    ----------
+    sources : tuple of str
+        Where the records come from: URIs, or absolute paths.
+    columns : str
+        Meaning of the columns, such as ``src,dst``.
+    algorithm, retweet_probability, tolerance : str, float, float
+        What is computed, and to which relative error.
+    checkpoint : {"none", "async", "sync"}
+        When an epoch becomes durable.
+    checkpoint_every : int
+        Epochs between two deltas of the graph; offsets are written with each epoch.
+    epoch_edges : int
+        Records of an epoch.
+    epochs : int or None
+        Stop after so many epochs.
+    rate : float or None
+        Records per second at which epochs are scheduled; None: as fast as they can be read.
+    partitions, threads : int
+        Actors that share the graph, and threads inside each.
+    batch_every : int or None
+        Epochs between two offline batches.
+    keep_epochs : int
+        Newest committed epochs that stay readable.
+    max_bad_records : int or None
+        How many records may be unreadable before the run stops.
+
+    Raises
+    ------
+    ConfigError
+        From `checked`: an option has a value it cannot have.
+    """
+
+    sources: tuple[str, ...]
+    columns: str = "src,dst"
+    algorithm: str = "tunkrank"
+    retweet_probability: float = 0.00037
+    tolerance: float = 1e-3
+    checkpoint: str = "async"
+    checkpoint_every: int = 1
+    epoch_edges: int = 10_000
+    epochs: int | None = None
+    rate: float | None = None
+    partitions: int = 1
+    threads: int = 1
+    batch_every: int | None = None
+    keep_epochs: int = 100
+    max_bad_records: int | None = None
+
+    def checked(self) -> RunConfig:
+        """Return the configuration with sources made absolute; raises ConfigError."""
+        if not self.sources:
+            message = "no source: name at least one file, folder or rmat:// URI"
+            raise ConfigError(message)
+        if self.checkpoint not in CHECKPOINTS:
+            message = f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {self.checkpoint!r}"
+            raise ConfigError(message)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                message = f"{name.replace('_', '-')} must be at least {least}, got {value}"
+                raise ConfigError(message)
+        if self.rate is not None and self.rate <= 0:
+            message = f"rate must be above 0 records per second, got {self.rate}"
+            raise ConfigError(message)
+        if self.partitions > 256:
+            message = f"partitions must be at most 256, got {self.partitions}"
+            raise ConfigError(message)
+        try:
+            self.parameters()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return dataclasses.replace(self, sources=tuple(_absolute(source) for source in self.sources))
+
+    def parameters(self) -> Parameters:
+        """Return what the online computation depends on; raises ValueError."""
+        return Parameters(self.algorithm, self.retweet_probability, self.tolerance)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form."""
+        return {**dataclasses.asdict(self), "sources": list(self.sources)}
+
+    @staticmethod
+    def from_json(shown: Mapping[str, Any]) -> RunConfig:
+        """Invert `to_json`."""
+        return RunConfig(**{**shown, "sources": tuple(shown["sources"])})
+
+    def difference(self, given: RunConfig) -> list[str]:
+        """Return the options that differ, one line each, as ``--option: recorded -> given``."""
+        recorded, asked = self.to_json(), given.to_json()
+        return [
+            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: {recorded[name]} -> {asked[name]}"
+            for name in recorded
+            if recorded[name] != asked[name]
+        ]
+
+
+_LEAST = {
+    "checkpoint_every": 1,
+    "epoch_edges": 1,
+    "epochs": 1,
+    "partitions": 1,
+    "threads": 1,
+    "batch_every": 1,
+    "keep_epochs": 1,
+    "max_bad_records": 0,
+}
+
+
+def _absolute(source: str) -> str:
+    if "://" in source:
+        return source
+    return str(Path(source).expanduser().absolute())

@@ -1,0 +1,103 @@
+"""What an epoch did: per member, and over all members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graph_stream.algorithms import Parameters
+from graph_stream.certificate import check_capacity, rounding_limited
+from graph_stream.statehash import state_hash
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one member did in an epoch, and where it stands after it."""
+
+    epoch: int
+    inserted: int
+    """Edges present after the epoch and not before."""
+    deleted: int
+    """Edges present before the epoch and not after."""
+    unchanged: int
+    """Other records: repeated inserts, deletes of absent edges, and what cancelled out within the epoch."""
+    self_loops: int
+    """Records dropped because follower and followed are the same."""
+    rounds: int
+    """Rounds run, the last one of which did nothing (unless ``capped``)."""
+    emissions: int
+    """How often a vertex changed its contribution."""
+    capped: bool
+    """Whether the rounds were cut off at ``ROUND_CAP``."""
+    e_plus: float
+    """Proven bound of all positive lags."""
+    e_minus: float
+    """Proven bound of all negative lags."""
+    lane_low: int
+    """First lane sum of the state hash, modulo 2**64."""
+    lane_high: int
+    """Second lane sum."""
+    vertices: int
+    edges: int
+    max_degree: int
+    """Most vertices followed by one."""
+
+
+@dataclass(frozen=True)
+class Summary(EpochResult):
+    """An epoch over all members."""
+
+    error_bound: float
+    """The certificate ``e``: ``|I - X| <= e*I`` at every vertex."""
+    state_hash: str
+    """Fingerprint of parameters, edges and contributions; 32 hex digits."""
+    rounding_limited: bool
+    """Whether fixed point rather than the tolerance may decide how small ``e`` gets; see the certificate
+    module."""
+
+
+def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:
+    """Add up the results of all members of an epoch.
+
+    Parameters
+    ----------
+    results : sequence of EpochResult
+        One per member, in any order.
+    parameters : Parameters
+        The run's.
+
+    Raises
+    ------
+    ValueError
+        If the members are not at the same epoch and round.
+    CapacityExceeded
+        If the graph outgrew 64-bit fixed point.
+    """
+    if len({(each.epoch, each.rounds) for each in results}) != 1:
+        message = f"members disagree on epoch or rounds: {[(each.epoch, each.rounds) for each in results]}"
+        raise ValueError(message)
+    vertices = sum(each.vertices for each in results)
+    check_capacity(vertices, parameters)
+    max_degree = max(each.max_degree for each in results)
+    e_plus = max(each.e_plus for each in results)
+    e_minus = max(each.e_minus for each in results)
+    return Summary(
+        epoch=results[0].epoch,
+        inserted=sum(each.inserted for each in results),
+        deleted=sum(each.deleted for each in results),
+        unchanged=sum(each.unchanged for each in results),
+        self_loops=sum(each.self_loops for each in results),
+        rounds=results[0].rounds,
+        emissions=sum(each.emissions for each in results),
+        capped=any(each.capped for each in results),
+        e_plus=e_plus,
+        e_minus=e_minus,
+        lane_low=sum(each.lane_low for each in results) % 2**64,
+        lane_high=sum(each.lane_high for each in results) % 2**64,
+        vertices=vertices,
+        edges=sum(each.edges for each in results),
+        max_degree=max_degree,
+        error_bound=max(e_plus, e_minus),
+        state_hash=state_hash(parameters, [(each.lane_low, each.lane_high) for each in results]),
+        rounding_limited=rounding_limited(max_degree, parameters),
+    )

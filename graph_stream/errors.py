@@ -1,0 +1,27 @@
+"""Errors of the application that a user sees.
+
+::
+
+    GraphStreamError
+      ConfigError        an option has a value it cannot have, or differs from the recorded one
+      EpochNotFound      an epoch is not committed, or no longer kept
+      TooManyBadRecords  more records were unreadable than --max-bad-records allows
+"""
+
+from __future__ import annotations
+
+
+class GraphStreamError(Exception):
+    """Base of the application's errors."""
+
+
+class ConfigError(GraphStreamError):
+    """An option has a value it cannot have, or differs from the recorded one."""
+
+
+class EpochNotFound(GraphStreamError):
+    """An epoch is not committed, or no longer kept."""
+
+
+class TooManyBadRecords(GraphStreamError):
+    """More records were unreadable than the run allows."""

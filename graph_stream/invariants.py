@@ -1,0 +1,103 @@
+"""What must hold between epochs, recomputed from edges and contributions alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_stream import kernels, records, rows
+from graph_stream.adjacency import EDGES, LIVE, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
+from graph_stream.kernels import Rule
+from graph_stream.statehash import Lanes
+
+
+def violations(
+    vertices: Vertices,
+    storage: Storage,
+    rule: Rule,
+    influence: Longs,
+    followers: Longs,
+    lags: Longs,
+    lanes: Lanes,
+) -> list[str]:
+    """Compare everything a member keeps with what its edges and contributions say.
+
+    Parameters
+    ----------
+    vertices, storage, rule
+        The member's graph and parameters.
+    influence, followers : ndarray of int64, shape (capacity,)
+        Per slot, sums over the followers at all members; influence is 0 at ghosts.
+    lags : ndarray of int64, shape (2, BUCKETS)
+        The kept counts of lags.
+    lanes : ndarray of uint64, shape (2,)
+        The kept lane sums.
+
+    Returns
+    -------
+    list of str
+        One text per difference; empty if all is well.
+    """
+    used = int(storage.counters[USED])
+    found = _graph_violations(vertices, storage)
+    live = vertices.degree[:used] >= 0
+    _compare(found, "influence", vertices.influence[:used][live], influence[:used][live])
+    _compare(found, "number of followers", vertices.followers[:used][live], followers[:used][live])
+    plus, minus = np.zeros_like(vertices.lag_plus), np.zeros_like(vertices.lag_minus)
+    counted, summed = np.zeros_like(lags), np.zeros_like(lanes)
+    kernels.recount(vertices, storage, rule, plus, minus, counted, summed)
+    counted[:, 0] = 0
+    _compare(found, "bucket of positive lag", vertices.lag_plus[:used][live], plus[:used][live])
+    _compare(found, "bucket of negative lag", vertices.lag_minus[:used][live], minus[:used][live])
+    _compare(found, "count of lags", lags, counted)
+    _compare(found, "lane sum of the hash", lanes, summed)
+    return found
+
+
+def _graph_violations(vertices: Vertices, storage: Storage) -> list[str]:
+    found: list[str] = []
+    counters = storage.counters
+    used = int(counters[USED])
+    slots = np.flatnonzero(vertices.degree[:used] >= 0)
+    looked_up = np.empty(len(slots), np.int32)
+    records.find_all(vertices, storage, vertices.id[slots], looked_up)
+    _compare(found, "slot in the id table", looked_up, slots)
+    _compare(found, "entries of the id table", np.count_nonzero(storage.slots >= 0), len(slots))
+    follower = np.empty(counters[EDGES], np.int32)
+    followed = np.empty(counters[EDGES], np.int32)
+    _compare(found, "number of edges", rows.edges(vertices, storage, follower, followed), counters[EDGES])
+    pairs = np.unique(follower.astype(np.int64) << 32 | followed)
+    _compare(found, "number of distinct edges", len(pairs), counters[EDGES])
+    degree = np.bincount(follower, minlength=used)
+    _compare(found, "number followed", vertices.degree[slots], degree[slots])
+    owned = vertices.owned[slots]
+    _compare(found, "live slots", len(slots), counters[LIVE])
+    _compare(found, "owned vertices", np.count_nonzero(owned), counters[OWNED])
+    degrees = np.bincount(degree[slots[owned]], minlength=len(storage.degrees))
+    _compare(found, "count of degrees", storage.degrees, degrees)
+    _compare(found, "largest degree", counters[MAX_DEGREE], degree.max(initial=0))
+    lonely = (vertices.degree[slots] == 0) & (vertices.followers[slots] == 0)
+    _compare(found, "vertices without an edge", np.count_nonzero(lonely), 0)
+    idle = slots[vertices.degree[slots] == 0]
+    _compare(
+        found,
+        "contribution of a vertex that follows no one",
+        vertices.contribution[idle],
+        np.zeros(len(idle)),
+    )
+    ghosts = slots[~owned]
+    _compare(found, "number followed by a ghost", vertices.degree[ghosts], np.zeros(len(ghosts)))
+    _compare(found, "visited slots", np.count_nonzero(vertices.visited), 0)
+    return found
+
+
+def _compare(found: list[str], what: str, kept: npt.ArrayLike, true: npt.ArrayLike) -> None:
+    kept_array, true_array = np.atleast_1d(kept), np.atleast_1d(true)
+    if kept_array.shape != true_array.shape:
+        found.append(f"{what}: {kept_array.shape} kept, {true_array.shape} true")
+        return
+    wrong = np.argwhere(kept_array != true_array)
+    if len(wrong):
+        first = tuple(wrong[0])
+        example = f"{kept_array[first]} kept, {true_array[first]} true"
+        found.append(f"{what}: {len(wrong)} differ, first at {wrong[0].tolist()}: {example}")

@@ -1,0 +1,158 @@
+"""The offline tier's part in a run: the exact answer of an epoch in Spark, and its comparison with the online one.
+
+As a branch of the run's loop a batch reads the snapshot of its own epoch beside the stream; from the command
+line the same computation runs on any kept epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+import exoflow
+from graph_stream.certificate import error_bound
+from graph_stream.config import RunConfig
+from graph_stream.epoch import combine
+from graph_stream.graph import PartitionState
+from graph_stream.partition import load
+from graph_stream.rounds import alone
+from graph_stream.snapshot import Manifest
+from spark.session import JavaMissing
+from spark.step import SparkSteps
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The online answer against the exact one.
+
+    Attributes
+    ----------
+    max_relative_drift, mean_relative_drift : float
+        Of ``|online - exact| / exact`` over the vertices that have followers.
+    within_bound : bool
+        Whether every vertex lies within its certified error, and both answers have the same vertices.
+    """
+
+    max_relative_drift: float
+    mean_relative_drift: float
+    within_bound: bool
+
+
+def compare(
+    vertex: npt.NDArray[np.int64],
+    influence: npt.NDArray[np.float64],
+    e: float,
+    exact_vertex: npt.NDArray[np.int64],
+    exact_influence: npt.NDArray[np.float64],
+    exact_relative_error: float,
+) -> Comparison:
+    """Compare two answers; the exact one is known to ``exact_relative_error``.
+
+    Parameters
+    ----------
+    vertex, influence : ndarray, shape (n,)
+        The online answer, in any order.
+    e : float
+        Its certificate.
+    exact_vertex, exact_influence : ndarray, shape (m,)
+        The exact answer, in any order.
+    exact_relative_error : float
+        Proven relative error of the exact answer.
+    """
+    order, exact_order = np.argsort(vertex), np.argsort(exact_vertex)
+    if not np.array_equal(vertex[order], exact_vertex[exact_order]):
+        return Comparison(float("inf"), float("inf"), within_bound=False)
+    online, exact = influence[order], exact_influence[exact_order]
+    distance = np.abs(online - exact)
+    # Float64 rounds the published numbers themselves once.
+    slack = exact_relative_error * exact + 4 * np.finfo(np.float64).eps * exact
+    within = bool(np.all(distance <= error_bound(online, e) + slack))
+    followed = exact > 0
+    relative = distance[followed] / exact[followed]
+    largest, mean = (float(relative.max()), float(relative.mean())) if len(relative) else (0.0, 0.0)
+    return Comparison(largest, mean, within)
+
+
+def batch_inputs(
+    states: Sequence[dict[str, Any]], path_of: Callable[[exoflow.Blob], Path | None]
+) -> list[tuple[str, int]]:
+    """Return the files of a snapshot with their order, for a Spark job."""
+    entries = [entry for state in states for entry in Manifest.from_json(state["entries"]).entries]
+    files = [(path_of(entry.blob), entry.last_epoch) for entry in entries]
+    return [(str(path), last_epoch) for path, last_epoch in files]
+
+
+def compute_exact(
+    steps: SparkSteps, inputs: Sequence[tuple[str, int]], output: Path, key: str, config: RunConfig
+) -> dict[str, Any]:
+    """Compute the exact answer into ``output``, once; return ``path``, ``seconds`` and the job's manifest."""
+    from spark.jobs.tunkrank import main
+
+    done = steps.run(main, inputs, output, key, retweet_probability=config.retweet_probability)
+    manifest = json.loads((Path(done["path"]) / "_manifest.json").read_text(encoding="utf-8"))
+    return {**done, "manifest": manifest}
+
+
+def compare_with(state: PartitionState, e: float, folder: Path, relative_error: float) -> Comparison:
+    """Compare a rebuilt online state with the exact answer in a batch's output folder."""
+    exact = pq.read_table(folder, columns=["vertex", "influence"])
+    vertex, influence = state.scores()
+    return compare(
+        vertex, influence, e, exact["vertex"].to_numpy(), exact["influence"].to_numpy(), relative_error
+    )
+
+
+def output_name(epoch: int) -> str:
+    """Return the name of the object folder that holds an epoch's batch."""
+    return f"batches/epoch-{epoch:012d}"
+
+
+@exoflow.actor(checkpoint="async", external=True, idempotent=True, num_cpus=0)
+class Batches:
+    """Runs a run's batches one after the other on one warm Spark session."""
+
+    def __init__(self, threads: int) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="exoflow-spark-")
+        self._steps = SparkSteps(Path(self._scratch.name), f"local[{threads}]")
+
+    def compute(self, config: dict[str, Any], epoch: int, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Compute the exact answer of an epoch and compare the online one with it.
+
+        Returns
+        -------
+        dict
+            JSON-able: a row of a report's batches with ``path``; or ``epoch`` and ``error`` where Java is
+            missing, which leaves the online part alone.
+        """
+        context = exoflow.context()
+        options = RunConfig.from_json(config)
+        output = context.object_path(output_name(epoch))
+        assert output is not None
+        try:
+            inputs = batch_inputs(states, context.blob_path)
+            done = compute_exact(self._steps, inputs, output, context.idempotency_key, options)
+        except JavaMissing as error:
+            return {"epoch": epoch, "error": str(error)}
+        state = PartitionState(options.parameters())
+        state.restore(load(states, context.read_blob), alone, epoch)
+        e = combine([state.result], options.parameters()).error_bound
+        manifest = done["manifest"]
+        found = compare_with(state, e, Path(done["path"]), manifest["relative_error"])
+        return {
+            "epoch": epoch,
+            "path": done["path"],
+            "seconds": done["seconds"],
+            "vertices": manifest["vertices"],
+            "edges": manifest["edges"],
+            "iterations": manifest["iterations"],
+            "error_bound": e,
+            **dataclasses.asdict(found),
+        }

@@ -1,0 +1,164 @@
+"""The actor that holds a share of the graph: applies epochs, and makes its changes durable.
+
+A snapshot is a manifest, a short list of Parquet objects that add up to the state. Each checkpoint adds the
+changes since the one before; objects are merged behind the stream, so that there are never many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import exoflow
+from graph_stream import snapshot
+from graph_stream.config import RunConfig
+from graph_stream.epoch import EpochResult
+from graph_stream.graph import PartitionState, warm_up
+from graph_stream.ownership import virtual_range
+from graph_stream.reader import Records
+from graph_stream.snapshot import Changes, CorruptSnapshot, Entry, Manifest
+
+ReadBlob = Callable[[exoflow.Blob], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Captured:
+    """What a checkpoint has to write: changes of epochs ``first`` to ``last``, or with ``first`` 1 all."""
+
+    first_epoch: int
+    last_epoch: int
+    changes: tuple[Changes, ...]
+    lanes: tuple[int, int]
+
+
+@exoflow.actor(deterministic=True, num_cpus=0)
+class Partition:
+    """One member of the online tier."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = RunConfig.from_json(config)
+        context = exoflow.context()
+        self._state = PartitionState(
+            self._config.parameters(), context.member, context.members, self._config.threads
+        )
+        # In mode none no delta is ever written, so none is kept; a forced snapshot takes everything.
+        self._keeps_deltas = self._config.checkpoint != "none"
+        self._uncaptured: list[Changes] = []
+        self._captured_epoch = 0
+        self._manifest = Manifest()
+        warm_up()
+
+    def apply(self, records: Records) -> dict[str, Any]:
+        """Bring the ranking up to date with an epoch's records.
+
+        Returns
+        -------
+        dict
+            JSON-able: the member's `EpochResult`, and the times of the epoch so far (Unix seconds).
+        """
+        started = time.time()
+        batch = records.batch
+        context = exoflow.context()
+        result = self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
+        if self._keeps_deltas:
+            self._uncaptured.append(self._state.capture())
+        if records.last:
+            context.request_checkpoint()
+        return {
+            "result": dataclasses.asdict(result),
+            "times": {
+                "read_started": records.read_started,
+                "read_seconds": records.read_seconds,
+                "scheduled": records.scheduled_time,
+                "online_started": started,
+                "online_ended": time.time(),
+            },
+        }
+
+    def capture(self) -> _Captured:
+        """Return what changed since the last capture; the arrays are never written to again."""
+        result = self._state.result
+        lanes = (result.lane_low, result.lane_high)
+        if not self._keeps_deltas:
+            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes)
+        first, self._captured_epoch = self._captured_epoch + 1, self._state.epoch
+        changes, self._uncaptured = tuple(self._uncaptured), []
+        return _Captured(first, self._state.epoch, changes, lanes)
+
+    def persist(self, captured: _Captured) -> dict[str, Any]:
+        """Write the captured changes as one object and return the manifest; runs behind later calls."""
+        context = exoflow.context()
+        changes = reduce(lambda older, newer: snapshot.merge(older, newer, base=False), captured.changes)
+        entry = _write(context, changes, captured.first_epoch, captured.last_epoch)
+        manifest = self._manifest if self._keeps_deltas else Manifest()
+        self._manifest = _compact(manifest.append(entry), context)
+        return {
+            "epoch": captured.last_epoch,
+            "lanes": list(captured.lanes),
+            "written_bytes": entry.blob.size,
+            "entries": self._manifest.to_json(),
+        }
+
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
+        """Load this member's share of a snapshot that any number of members has made.
+
+        Raises
+        ------
+        CorruptSnapshot
+            When what was loaded is not what was captured.
+        """
+        context = exoflow.context()
+        share = virtual_range(context.member, context.members)
+        changes = load(states, context.read_blob, share)
+        epoch = states[0]["epoch"]
+        self._state.restore(changes, context.exchange, epoch)
+        self._captured_epoch = epoch
+        if len(states) == context.members:
+            self._check(states[context.member])
+            self._manifest = Manifest.from_json(states[context.member]["entries"])
+        else:
+            # Shares have moved: this member's history begins anew, with a base of its own.
+            self._captured_epoch = 0
+            self._uncaptured = [self._state.capture_all()]
+
+    def _check(self, state: dict[str, Any]) -> None:
+        result = self._state.result
+        if [result.lane_low, result.lane_high] != state["lanes"]:
+            message = (
+                f"the snapshot of epoch {state['epoch']} does not add up to the state it was taken of; "
+                "resume from a backup of the store, or start a new run"
+            )
+            raise CorruptSnapshot(message)
+
+
+def load(states: Sequence[dict[str, Any]], read_blob: ReadBlob, share: range | None = None) -> Changes:
+    """Return the whole state (or the share of some virtual partitions) that members' manifests add up to."""
+    whole = Changes.none()
+    for state in states:
+        parts = [
+            snapshot.decode(read_blob(entry.blob), share)
+            for entry in Manifest.from_json(state["entries"]).entries
+        ]
+        # Shares of members are disjoint, so this only puts them side by side.
+        whole = reduce(lambda older, newer: snapshot.merge(older, newer, base=True), parts, whole)
+    return whole
+
+
+
+def _write(context: Any, changes: Changes, first_epoch: int, last_epoch: int) -> Entry:
+    data = snapshot.encode(changes, first_epoch, last_epoch)
+    return Entry(first_epoch, last_epoch, len(changes), context.write_blob(data, ".parquet"))
+
+
+def _compact(manifest: Manifest, context: Any) -> Manifest:
+    """Merge objects until no more are due."""
+    while (due := snapshot.plan_compaction(manifest)) is not None:
+        entries = manifest.entries[due]
+        base = entries[0].first_epoch == 1
+        parts = [snapshot.decode(context.read_blob(entry.blob)) for entry in entries]
+        merged = reduce(lambda older, newer: snapshot.merge(older, newer, base=base), parts)
+        manifest = manifest.replace(_write(context, merged, entries[0].first_epoch, entries[-1].last_epoch))
+    return manifest

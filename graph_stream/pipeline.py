@@ -1,0 +1,175 @@
+"""The main path: source -> partitions -> commit -> publish, as a loop of the workflow engine.
+
+One epoch is one iteration::
+
+    cut      the reader decides which records are the epoch          (its state: a position)
+    fetch    the reader hands out these records                      (a query; computed again if lost)
+    apply    the partitions bring the ranking up to date             (their state: the graph; a delta each)
+    publish  the epoch's answer: state hash, certificate, counts     (the carry of the loop)
+    batch    every so many epochs: the exact answer, beside the stream
+
+``cut`` and ``apply`` are chained by their actors, not by the carry, so the reader runs ahead of the
+computation and the computation ahead of the commits, by at most `MAX_IN_FLIGHT` epochs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import exoflow
+from exoflow.controller import Observer
+from exoflow.dag import CallNode, Node
+from graph_stream import ledger, offline
+from graph_stream.config import RunConfig
+from graph_stream.epoch import EpochResult, combine
+from graph_stream.errors import ConfigError
+from graph_stream.partition import Partition
+from graph_stream.reader import Reader
+
+MAX_IN_FLIGHT = 4
+LOOP = "epochs"
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
+    """Return the node that publishes epoch ``i``; the body of the run's loop."""
+    options = RunConfig.from_json(config)
+    mode = options.checkpoint
+    reader = Reader.options(name="reader", checkpoint=mode).bind(config)
+    partitions = Partition.options(
+        name="partitions", replicas=options.partitions, checkpoint=mode
+    ).bind(config)
+
+    cut = reader.cut.bind(i)
+    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
+    has_delta = mode == "none" or i % options.checkpoint_every == 0
+    applied = partitions.apply.options(snapshot=has_delta).bind(records)
+    published = publish.options(checkpoint=mode).bind(config, carry, cut, applied)
+    if options.batch_every is not None and i % options.batch_every == 0:
+        batches = offline.Batches.options(name="batches").bind(options.threads)
+        published.also(batches.compute.options(name="batch").bind(config, i, applied.snapshot()))
+    return published
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def publish(
+    config: dict[str, Any], carry: dict[str, Any], cut: dict[str, Any], applied: Sequence[dict[str, Any]]
+) -> Any:
+    """Make an epoch's answer: the row that readers see, and the carry of the next epoch."""
+    summary = combine([EpochResult(**each["result"]) for each in applied], RunConfig.from_json(config).parameters())
+    times = {
+        name: (max if name.endswith("ended") else min)(each["times"][name] for each in applied)
+        for name in applied[0]["times"]
+    }
+    row = ledger.epoch_row(summary, cut, times, carry, published_at=time.time())
+    return exoflow.stop(row) if cut["last"] else row
+
+
+class Pipeline:
+    """A run, described; `run` starts or resumes it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What to do.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config.checked()
+
+    def loop(self) -> Node:
+        """Return the run as a loop of the engine."""
+        config = self.config
+        return exoflow.loop(
+            functools.partial(epoch_body, config.to_json()),
+            ledger.FIRST_CARRY,
+            max_in_flight=MAX_IN_FLIGHT,
+            keep=config.keep_epochs,
+            archive=ledger.archive,
+            name=LOOP,
+        )
+
+    def run(
+        self, *, run_id: str, store: str, take_over: bool = False, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Run to the end of the sources, from where the run of this id stands; return its last row.
+
+        Raises
+        ------
+        ConfigError
+            When the id belongs to a run with other options; names each.
+        exoflow.ExoflowError
+            See `exoflow.run`.
+        """
+        recorded = recorded_config(run_id, store)
+        if recorded is not None and recorded != self.config:
+            lines = "\n  ".join(recorded.difference(self.config))
+            message = (
+                f"run {run_id!r} exists with other options (recorded -> given):\n  {lines}\n"
+                f"resume it as it is (graph-stream resume --run-id {run_id} --store {store}), or choose another id"
+            )
+            raise ConfigError(message)
+        result: dict[str, Any] = exoflow.run(
+            self.loop(),
+            workflow_id=run_id,
+            store=store,
+            metadata={"config": self.config.to_json()},
+            take_over=take_over,
+            observer=_observer(progress),
+        )
+        return result
+
+
+def resume(
+    run_id: str,
+    store: str,
+    *,
+    partitions: int | None = None,
+    take_over: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a known run to its end; return its last row. Raises as `exoflow.resume`."""
+    result: dict[str, Any] = exoflow.resume(
+        run_id,
+        store=store,
+        replicas=None if partitions is None else {"partitions": partitions},
+        take_over=take_over,
+        observer=_observer(progress),
+    )
+    return result
+
+
+def recorded_config(run_id: str, store: str) -> RunConfig | None:
+    """Return the options a run was started with; None when there is no such run."""
+    try:
+        metadata = exoflow.get_metadata(run_id, store=store)["metadata"]
+    except exoflow.WorkflowNotFound:
+        return None
+    if "config" not in metadata:
+        message = f"{run_id!r} is a workflow, but not a run of graph-stream"
+        raise ConfigError(message)
+    return RunConfig.from_json(metadata["config"])
+
+
+class _RowObserver:
+    """Tells the rows of published epochs, as they are published."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def produced(self, event: Any) -> None:
+        output = event.report.output
+        if event.task.startswith("publish[") and output is not None and output.codec == "json":
+            self._progress(json.loads(output.data))
+
+    def committed(self, records: Sequence[Any], at: float) -> None:
+        """Commits show in the rows that are read back."""
+
+
+def _observer(progress: Progress | None) -> Observer | None:
+    return None if progress is None else _RowObserver(progress)

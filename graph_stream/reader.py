@@ -1,0 +1,128 @@
+"""The actor that reads: cuts the sources into epochs ahead of the computation, and hands out their records.
+
+Its state is a position. Cutting moves it on and is a step of its history; fetching an epoch's records only
+reads, from memory if the epoch was just cut, else again from the source at the position of the cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import exoflow
+from graph_stream import quarantine
+from graph_stream.config import RunConfig
+from graph_stream.errors import TooManyBadRecords
+from ingest import EpochBatch, EpochReader, open_source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """What the online tier gets of an epoch: the records, and when they came.
+
+    Times are Unix seconds. ``scheduled_time`` is when the epoch closes by its schedule; without a rate, when
+    its last record was read.
+    """
+
+    epoch: int
+    last: bool
+    batch: EpochBatch
+    read_started: float
+    read_seconds: float
+    scheduled_time: float
+
+
+@exoflow.actor(deterministic=True, num_cpus=0)
+class Reader:
+    """Reads the sources of one run."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = RunConfig.from_json(config)
+        sources = [open_source(uri, self._config.columns) for uri in self._config.sources]
+        self._reader = EpochReader(sources, self._config.epoch_edges)
+        self._position = self._reader.start()
+        self._rejected = 0
+        self._ready: dict[int, tuple[EpochBatch, float, float]] = {}
+        self._schedule: _Schedule | None = None
+
+    def cut(self, epoch: int) -> dict[str, Any]:
+        """Read the next epoch.
+
+        Returns
+        -------
+        dict
+            JSON-able: where the epoch begins, how many records it has and was refused, whether it is the
+            last, and its offsets for display.
+
+        Raises
+        ------
+        TooManyBadRecords
+            When the run's bad records pass ``--max-bad-records``.
+        SourceError
+            When a source cannot be read; nothing is lost, the epoch was not cut.
+        """
+        began = time.time()
+        batch = self._reader.read(self._position)
+        self._ready[epoch] = (batch, began, time.time())
+        self._position = batch.end
+        self._rejected += len(batch.bad)
+        if batch.bad:
+            context = exoflow.context()
+            context.write_object(quarantine.name(epoch), quarantine.encode(batch.bad))
+        self._refuse_too_many(epoch, batch)
+        return {
+            "begin": batch.begin,
+            "records": len(batch.src),
+            "rejected": len(batch.bad),
+            "last": batch.last or epoch == self._config.epochs,
+            "offsets": batch.offsets,
+        }
+
+    def fetch(self, epoch: int, cut: dict[str, Any]) -> Records:
+        """Return an epoch's records, at its scheduled time if the run is paced."""
+        ready = self._ready.pop(epoch, None)
+        if ready is None:
+            began = time.time()
+            batch = self._reader.read(cut["begin"])
+            ready = (batch, began, time.time())
+        batch, began, ended = ready
+        scheduled = ended
+        if self._config.rate is not None:
+            if self._schedule is None:
+                self._schedule = _Schedule(self._config.rate, began)
+            scheduled = self._schedule.close_after(cut["records"])
+            # Waiting is what pacing means; an epoch that is late is not delayed further.
+            time.sleep(max(0.0, scheduled - time.time()))
+        return Records(epoch, cut["last"], batch, began, ended - began, scheduled)
+
+    def capture(self) -> dict[str, Any]:
+        """Return the position after the newest cut."""
+        return {"position": self._position, "rejected": self._rejected}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a captured position."""
+        self._position, self._rejected = state["position"], state["rejected"]
+
+    def _refuse_too_many(self, epoch: int, batch: EpochBatch) -> None:
+        limit = self._config.max_bad_records
+        if limit is None or self._rejected <= limit:
+            return
+        first = batch.bad[0]
+        message = (
+            f"{self._rejected} records could not be read, more than --max-bad-records {limit}; in epoch {epoch} "
+            f"the first is at {first.split}, offset {first.offset}: {first.reason}"
+        )
+        raise TooManyBadRecords(message)
+
+
+class _Schedule:
+    """An open loop: epochs close when so many records are due, whether or not anybody keeps up."""
+
+    def __init__(self, rate: float, started: float) -> None:
+        self._rate = rate
+        self._due = started
+
+    def close_after(self, records: int) -> float:
+        self._due += records / self._rate
+        return self._due

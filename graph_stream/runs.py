@@ -1,0 +1,292 @@
+"""A run as its readers see it: epochs, scores, and the snapshot of an epoch, from the store alone.
+
+Reading needs no Ray and disturbs nobody: what is being read is pinned, so that a running owner does not
+collect it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+import exoflow
+from exoflow.blobs import Blobs
+from exoflow.pins import pin
+from exoflow.storage import Store, open_store
+from graph_stream import ledger
+from graph_stream.certificate import error_bound
+from graph_stream.config import RunConfig
+from graph_stream.epoch import combine
+from graph_stream.errors import ConfigError, EpochNotFound
+from graph_stream.graph import PartitionState
+from graph_stream.partition import load
+from graph_stream.pipeline import LOOP
+from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, latency_summary
+from graph_stream.rounds import alone
+from graph_stream.snapshot import Manifest
+from ingest import EpochReader, open_source
+
+SCORES_SCHEMA = pa.schema(
+    [
+        pa.field("vertex", pa.int64(), nullable=False),
+        pa.field("influence", pa.float64(), nullable=False),
+        pa.field("error_bound", pa.float64(), nullable=False),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read from its store at one moment.
+
+    Attributes
+    ----------
+    entries : list of dict
+        Committed epochs in order; see `ledger.read`.
+    """
+
+    run_id: str
+    store: Store
+    config: RunConfig
+    view: exoflow.LoopView
+    entries: list[dict[str, Any]]
+
+    @property
+    def newest(self) -> int:
+        """The newest committed epoch; 0 before the first."""
+        return self.entries[-1]["epoch"] if self.entries else 0
+
+    def epoch_or_newest(self, epoch: int | None) -> int:
+        """Return ``epoch``, or the newest committed one.
+
+        Raises
+        ------
+        EpochNotFound
+            When it is not committed.
+        """
+        if epoch is None:
+            epoch = self.newest
+        if not any(entry["epoch"] == epoch for entry in self.entries):
+            known = f"committed are epochs 1 to {self.newest}" if self.entries else "none is committed yet"
+            message = f"run {self.run_id!r} has no committed epoch {epoch}; {known}"
+            raise EpochNotFound(message)
+        return epoch
+
+    def row(self, epoch: int) -> dict[str, Any]:
+        """Return the row of a committed epoch."""
+        row: dict[str, Any] = next(entry["row"] for entry in self.entries if entry["epoch"] == epoch)
+        return row
+
+
+def open_run(run_id: str, store: str) -> Run:
+    """Read a run; raises exoflow.WorkflowNotFound, ConfigError, CorruptRecord."""
+    view = exoflow.read_loop(run_id, loop=LOOP, store=store)
+    if "config" not in view.plan.metadata:
+        message = f"{run_id!r} is a workflow, but not a run of graph-stream"
+        raise ConfigError(message)
+    config = RunConfig.from_json(view.plan.metadata["config"])
+    return Run(run_id, open_store(store), config, view, ledger.read(view))
+
+
+# --- snapshots and scores ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def snapshot_of(run: Run, epoch: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Pin and yield the newest snapshot not after ``epoch``: the members' manifests, and its epoch.
+
+    Raises
+    ------
+    EpochNotFound
+        When no such snapshot is kept.
+    """
+    found = _newest_snapshot(run, epoch)
+    blobs = [entry.blob for state in found for entry in Manifest.from_json(state["entries"]).entries]
+    with pin(run.store, run.run_id, blobs):
+        # The pin counts only if the epoch is still in the journal now; see exoflow.pins.
+        again = open_run(run.run_id, run.store.uri)
+        if _newest_snapshot(again, epoch) != found:
+            message = f"epoch {epoch} of run {run.run_id!r} was collected while it was looked up; try again"
+            raise EpochNotFound(message)
+        yield found, found[0]["epoch"]
+
+
+def _newest_snapshot(run: Run, epoch: int) -> list[dict[str, Any]]:
+    states: dict[int, list[dict[str, Any]]] = {}
+    for iteration in run.view.iterations:
+        applied = iteration.tasks.get("apply")
+        if applied is not None and applied.state is not None:
+            states[iteration.number] = applied.state
+    for task, state in run.view.snapshots.items():
+        if task.startswith("apply["):
+            states[state[0]["epoch"]] = state
+    usable = [number for number in states if number <= epoch]
+    if not usable:
+        kept = f"kept are snapshots from epoch {min(states)} on" if states else "no snapshot is kept"
+        message = (
+            f"the state of epoch {epoch} of run {run.run_id!r} can no longer be rebuilt: {kept} "
+            f"(--keep-epochs {run.config.keep_epochs}, --checkpoint {run.config.checkpoint})"
+        )
+        raise EpochNotFound(message)
+    return states[max(usable)]
+
+
+def state_at(run: Run, epoch: int) -> PartitionState:
+    """Rebuild the whole graph and ranking at a committed epoch, and check it against the epoch's hash.
+
+    An epoch without a snapshot of its own is rebuilt from the nearest older one by replaying the records in
+    between from the source.
+
+    Raises
+    ------
+    EpochNotFound
+        When it cannot be rebuilt.
+    exoflow.CorruptRecord
+        When what was rebuilt is not what was committed.
+    """
+    blobs = Blobs(run.store, run.run_id)
+    with snapshot_of(run, epoch) as (states, base):
+        state = PartitionState(run.config.parameters())
+        state.restore(load(states, blobs.read), alone, base)
+    _replay(run, state, base, epoch)
+    rebuilt = combine([state.result], run.config.parameters()).state_hash
+    committed = run.row(epoch)["state_hash"]
+    if rebuilt != committed:
+        message = (
+            f"epoch {epoch} of run {run.run_id!r} rebuilds to state {rebuilt}, but {committed} was committed; "
+            "the store or the source was altered"
+        )
+        raise exoflow.CorruptRecord(run.run_id, message)
+    return state
+
+
+def _replay(run: Run, state: PartitionState, base: int, epoch: int) -> None:
+    if base == epoch:
+        return
+    cuts = {
+        iteration.number: iteration.tasks["cut"].output
+        for iteration in run.view.iterations
+        if "cut" in iteration.tasks
+    }
+    sources = [open_source(uri, run.config.columns) for uri in run.config.sources]
+    with EpochReader(sources, run.config.epoch_edges) as reader:
+        for number in range(base + 1, epoch + 1):
+            if number not in cuts:
+                message = f"the offsets of epoch {number} are no longer kept; ask for a newer epoch than {epoch}"
+                raise EpochNotFound(message)
+            batch = reader.read(cuts[number]["begin"])
+            state.apply(number, batch.src, batch.dst, batch.op, alone)
+
+
+def scores(run: Run, epoch: int) -> pa.Table:
+    """Return the influence of every vertex at a committed epoch, by vertex, with `SCORES_SCHEMA`."""
+    state = state_at(run, epoch)
+    vertex, influence = state.scores()
+    order = np.argsort(vertex)
+    bound = error_bound(influence[order], run.row(epoch)["error_bound"])
+    return pa.table([vertex[order], influence[order], bound], schema=SCORES_SCHEMA)
+
+
+def write_scores(table: pa.Table, path: Path) -> None:
+    """Write scores whole or not at all; the suffix chooses Parquet or CSV.
+
+    Raises
+    ------
+    ConfigError
+        On another suffix.
+    """
+    if path.suffix not in (".parquet", ".csv"):
+        message = f"cannot write scores to {path}: use a name that ends in .parquet or .csv"
+        raise ConfigError(message)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    if path.suffix == ".parquet":
+        pq.write_table(table, temporary)
+    else:
+        pyarrow.csv.write_csv(table, temporary)
+    temporary.replace(path)
+
+
+def top(table: pa.Table, k: int) -> pa.Table:
+    """Return the ``k`` rows of greatest influence; of equal ones the smaller vertex first."""
+    order = table.sort_by([("influence", "descending"), ("vertex", "ascending")])
+    return order.slice(0, k)
+
+
+# --- tables for reports -----------------------------------------------------------------------------------
+
+
+def report_of(run: Run, versions: str = "{}") -> RunReport:
+    """Return the rows of a run in the form that reports take."""
+    mode = run.config.checkpoint
+    epochs = [_report_row(run, entry, versions) for entry in run.entries]
+    batches = [
+        {
+            "run_id": run.run_id,
+            **{name: entry["batch"].get(name) for name in BATCH_SCHEMA.names if name != "run_id"},
+        }
+        for entry in run.entries
+        if entry["batch"] is not None and "error" not in entry["batch"]
+    ]
+    return RunReport(
+        run.run_id,
+        mode,  # type: ignore[arg-type]
+        pa.Table.from_pylist(epochs, EPOCH_SCHEMA),
+        pa.Table.from_pylist(batches, BATCH_SCHEMA),
+        {},
+    )
+
+
+def _report_row(run: Run, entry: dict[str, Any], versions: str) -> dict[str, Any]:
+    row = entry["row"]
+    latency, commit_latency = latencies_ms(run.config.checkpoint, entry)
+    shown = {name: row[name] for name in EPOCH_SCHEMA.names if name in row}
+    publish_ms = row["publish_ms"] + (latency - (row["published_at"] - row["scheduled_time"]) * 1e3)
+    return {
+        **shown,
+        "run_id": run.run_id,
+        "checkpoint": run.config.checkpoint,
+        "latency_ms": latency,
+        "commit_latency_ms": commit_latency,
+        "publish_ms": publish_ms,
+        "bytes": entry["bytes"],
+        "versions": versions,
+    }
+
+
+def latencies_ms(checkpoint: str, entry: dict[str, Any]) -> tuple[float, float | None]:
+    """Return latency and commit latency of an epoch; in sync the answer counts once it is committed."""
+    row, committed_at = entry["row"], entry["committed_at"]
+    published_at = row["published_at"]
+    if checkpoint == "sync" and committed_at is not None:
+        published_at = max(published_at, committed_at)
+    latency = (published_at - row["scheduled_time"]) * 1e3
+    return latency, None if committed_at is None else (committed_at - row["scheduled_time"]) * 1e3
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Return the object that ``--json`` prints for a run: totals and latencies over all its epochs."""
+    epochs = report_of(run).epochs
+    last = run.entries[-1]["row"] if run.entries else None
+    return {
+        "run_id": run.run_id,
+        "status": str(run.view.status),
+        "epochs": run.newest,
+        "edges": 0 if last is None else last["total_records"],
+        "rejected": 0 if last is None else last["total_rejected"],
+        "batches": sum(
+            1 for entry in run.entries if entry["batch"] is not None and "error" not in entry["batch"]
+        ),
+        "state_hash": None if last is None else last["state_hash"],
+        "error_bound": None if last is None else last["error_bound"],
+        "latency_ms": latency_summary(epochs, "latency_ms"),
+        "commit_latency_ms": latency_summary(epochs, "commit_latency_ms"),
+    }

@@ -1,0 +1,370 @@
+"""Snapshots: what an epoch changed, as one Parquet object; folding and finding them again.
+
+A *delta* holds the edges inserted and deleted and the contributions changed over a range of epochs, by
+external id; a *base* holds the whole state, as a delta from nothing. Influence is never stored: it follows
+from both (design, section 5). A snapshot at an epoch is a base and the deltas after it, listed in a
+:class:`Manifest`.
+
+Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution), ``key`` (int64: follower,
+or vertex) and ``value`` (int64: followed, or ``c``), sorted by virtual partition of the key, then kind, key,
+value. The schema's metadata tells format version, epochs, and where each virtual partition starts, so that a
+member reads its share only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graph_stream.adjacency import Longs
+from graph_stream.algorithms import FORMAT_VERSION
+from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
+
+ROW_GROUP_ROWS = 1 << 17
+"""Rows that are read and decompressed together."""
+
+_METADATA_KEY = b"graph_stream.snapshot"
+_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.int8(), nullable=False),
+        pa.field("key", pa.int64(), nullable=False),
+        pa.field("value", pa.int64(), nullable=False),
+    ]
+)
+
+
+class CorruptSnapshot(ValueError):
+    """Bytes that are no snapshot this release can read."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Net changes over some epochs, by external id; immutable.
+
+    All arrays are int64. An edge occurs at most once, and so does a vertex.
+    """
+
+    inserted_src: Longs
+    """Followers of inserted edges; shape (i,)."""
+    inserted_dst: Longs
+    """Followed of inserted edges; shape (i,)."""
+    deleted_src: Longs
+    """Followers of deleted edges; shape (d,)."""
+    deleted_dst: Longs
+    """Followed of deleted edges; shape (d,)."""
+    vertex: Longs
+    """Vertices whose contribution changed; shape (v,)."""
+    contribution: Longs
+    """Their contribution now, 0 if they follow no one any more; shape (v,)."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            view = getattr(self, field.name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, field.name, view)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.inserted_src) + len(self.deleted_src) + len(self.vertex)
+
+    @classmethod
+    def none(cls) -> Changes:
+        """Return no changes."""
+        return cls(*(np.empty(0, np.int64) for _ in fields(cls)))
+
+    @classmethod
+    def of_rows(cls, kind: npt.NDArray[np.int8], key: Longs, value: Longs) -> Changes:
+        """Return the changes that rows of the snapshot layout stand for."""
+        columns = [column[kind == of_kind] for of_kind in (1, -1, 0) for column in (key, value)]
+        return cls(*columns)
+
+    def rows(self) -> tuple[npt.NDArray[np.int8], Longs, Longs]:
+        """Return kind, key and value of every row: inserts, deletes, contributions."""
+        counts = [len(self.inserted_src), len(self.deleted_src), len(self.vertex)]
+        kind = np.repeat(np.array([1, -1, 0], np.int8), counts)
+        key = np.concatenate([self.inserted_src, self.deleted_src, self.vertex])
+        value = np.concatenate([self.inserted_dst, self.deleted_dst, self.contribution])
+        return kind, key, value
+
+    def owned(self, share: range) -> Changes:
+        """Return the rows whose key lies in a range of virtual partitions."""
+        kind, key, value = self.rows()
+        mine = _within(virtual_partition(key), share)
+        return Changes.of_rows(kind[mine], key[mine], value[mine])
+
+
+def _within(shares: npt.NDArray[np.int16], share: range) -> npt.NDArray[np.bool_]:
+    return (shares >= share.start) & (shares < share.stop)
+
+
+def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
+    """Return changes as one Parquet object; equal changes give equal bytes, whatever their order.
+
+    Parameters
+    ----------
+    changes : Changes
+        What changed.
+    first_epoch, last_epoch : int
+        The epochs it changed in.
+    """
+    kind, key, value = changes.rows()
+    share = virtual_partition(key)
+    order = np.lexsort((value, key, kind, share))
+    starts = np.searchsorted(share[order], np.arange(VIRTUAL_PARTITIONS + 1))
+    header = {
+        "format_version": FORMAT_VERSION,
+        "first_epoch": first_epoch,
+        "last_epoch": last_epoch,
+        "starts": starts.tolist(),
+    }
+    table = pa.Table.from_arrays(
+        [pa.array(column[order]) for column in (kind, key, value)],
+        schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(header, separators=(",", ":")).encode()}),
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="zstd",
+        use_dictionary=["kind"],
+        column_encoding={"key": "DELTA_BINARY_PACKED", "value": "DELTA_BINARY_PACKED"},
+        write_statistics=False,
+    )
+    return bytes(sink.getvalue())
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a snapshot object says about itself."""
+
+    first_epoch: int
+    last_epoch: int
+    starts: tuple[int, ...]
+    """Row at which each virtual partition starts, and at last the number of rows; 257 entries."""
+
+
+def read_header(data: bytes | pa.Buffer) -> Header:
+    """Read the header of a snapshot object.
+
+    Raises
+    ------
+    CorruptSnapshot
+        If the bytes are no snapshot, or of a format version this release does not know.
+    """
+    return _header(_open(data))
+
+
+def _open(data: bytes | pa.Buffer) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        message = f"not a readable Parquet object of {len(data)} bytes: {error}"
+        raise CorruptSnapshot(message) from error
+
+
+def _header(file: pq.ParquetFile) -> Header:
+    metadata = file.schema_arrow.metadata or {}
+    if _METADATA_KEY not in metadata:
+        message = f"a Parquet object without {_METADATA_KEY.decode()} metadata is no snapshot"
+        raise CorruptSnapshot(message)
+    header = json.loads(metadata[_METADATA_KEY])
+    if header["format_version"] != FORMAT_VERSION:
+        message = (
+            f"snapshot has format version {header['format_version']}, this release reads {FORMAT_VERSION}"
+        )
+        raise CorruptSnapshot(message)
+    starts = tuple(header["starts"])
+    if len(starts) != VIRTUAL_PARTITIONS + 1 or starts[-1] != file.metadata.num_rows:
+        message = f"snapshot has {file.metadata.num_rows} rows, its offset table says {starts[-1]}"
+        raise CorruptSnapshot(message)
+    return Header(header["first_epoch"], header["last_epoch"], starts)
+
+
+def decode(data: bytes | pa.Buffer, owned: range | None = None) -> Changes:
+    """Read a snapshot object, or one contiguous share of it.
+
+    Parameters
+    ----------
+    data : bytes or pyarrow.Buffer
+        What :func:`encode` returned.
+    owned : range, optional
+        Virtual partitions to read (:func:`graph_stream.ownership.virtual_range`); all by default. Only the
+        row groups these lie in are decompressed.
+
+    Raises
+    ------
+    CorruptSnapshot
+        If the bytes are no snapshot this release can read.
+    """
+    file = _open(data)
+    header = _header(file)
+    first, last = (
+        (0, header.starts[-1]) if owned is None else (header.starts[owned.start], header.starts[owned.stop])
+    )
+    ends = np.cumsum(
+        [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)], dtype=np.int64
+    )
+    groups = [
+        group
+        for group, end in enumerate(ends.tolist())
+        if end > first and end - file.metadata.row_group(group).num_rows < last
+    ]
+    if first == last or not groups:
+        return Changes.none()
+    try:
+        table = file.read_row_groups(groups, columns=_SCHEMA.names)
+    except (pa.ArrowException, OSError) as error:
+        message = f"snapshot of epochs {header.first_epoch} to {header.last_epoch} is damaged: {error}"
+        raise CorruptSnapshot(message) from error
+    skipped = int(ends[groups[0]]) - file.metadata.row_group(groups[0]).num_rows
+    table = table.slice(first - skipped, last - first)
+    return Changes.of_rows(*(table.column(name).to_numpy() for name in _SCHEMA.names))
+
+
+def merge(older: Changes, newer: Changes, base: bool) -> Changes:
+    """Fold two adjacent ranges of epochs into one: per edge and per vertex, the newer change wins.
+
+    Parameters
+    ----------
+    older, newer : Changes
+        Of epochs that follow each other.
+    base : bool
+        Whether ``older`` starts at the first epoch. Then there is nothing before for a delete to undo, and
+        deletes and zero contributions are dropped.
+    """
+    (kind, key, value), newer_rows = older.rows(), newer.rows()
+    kind = np.concatenate([kind, newer_rows[0]])
+    key = np.concatenate([key, newer_rows[1]])
+    value = np.concatenate([value, newer_rows[2]])
+    is_edge = kind != 0
+    # What a row is about: an edge, or a vertex. The sort is stable, so the newer of two equal ones comes
+    # last.
+    other = np.where(is_edge, value, 0)
+    order = np.lexsort((other, key, is_edge))
+    subject = [column[order] for column in (is_edge, key, other)]
+    is_last = np.ones(len(order), np.bool_)
+    is_last[:-1] = np.logical_or.reduce([column[1:] != column[:-1] for column in subject])
+    kept = order[is_last]
+    if base:
+        kept = kept[(kind[kept] == 1) | ((kind[kept] == 0) & (value[kept] != 0))]
+    return Changes.of_rows(kind[kept], key[kept], value[kept])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One snapshot object of a manifest."""
+
+    first_epoch: int
+    last_epoch: int
+    rows: int
+    blob: Any
+    """Where the object is: anything JSON can hold."""
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it covers."""
+        return self.last_epoch - self.first_epoch + 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The snapshot objects that reproduce one epoch: adjacent, in order, from epoch 1 on.
+
+    Parameters
+    ----------
+    entries : tuple of Entry
+        The first one, starting at epoch 1, is the base.
+
+    Raises
+    ------
+    ValueError
+        If entries overlap or leave a gap.
+    """
+
+    entries: tuple[Entry, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = 1
+        for entry in self.entries:
+            if entry.first_epoch != expected or entry.last_epoch < entry.first_epoch:
+                epochs = f"{entry.first_epoch} to {entry.last_epoch}"
+                message = f"snapshot of epochs {epochs} where one that starts at {expected} is needed"
+                raise ValueError(message)
+            expected = entry.last_epoch + 1
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch reproduced; 0 without entries."""
+        return self.entries[-1].last_epoch if self.entries else 0
+
+    def append(self, entry: Entry) -> Manifest:
+        """Return a manifest that reaches further."""
+        return Manifest((*self.entries, entry))
+
+    def replace(self, merged: Entry) -> Manifest:
+        """Return a manifest with the entries that ``merged`` covers replaced by it.
+
+        Raises
+        ------
+        ValueError
+            If it does not cover whole entries of this manifest.
+        """
+        before = [each for each in self.entries if each.last_epoch < merged.first_epoch]
+        after = [each for each in self.entries if each.last_epoch > merged.last_epoch]
+        return Manifest((*before, merged, *after))
+
+    def to_json(self) -> list[list[Any]]:
+        """Return the entries as JSON-able rows."""
+        return [[each.first_epoch, each.last_epoch, each.rows, each.blob] for each in self.entries]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Iterable[Any]]) -> Manifest:
+        """Return the manifest that :meth:`to_json` described."""
+        return cls(tuple(Entry(*row) for row in rows))
+
+
+def plan_compaction(manifest: Manifest, fanout: int = 8) -> slice | None:
+    """Decide which adjacent entries to merge next.
+
+    Once ``fanout`` adjacent entries cover about equally many epochs they are merged, so each row is rewritten
+    at most once per factor ``fanout`` in age and at most ``fanout - 1`` entries stay at each of
+    ``log(epochs)`` levels (the logarithmic method of Bentley and Saxe, 1980). Besides, all is folded into the
+    base once the deltas hold as many rows as the base: each row is rewritten a bounded number of times more,
+    and the store holds at most about twice the live state.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        The entries.
+    fanout : int
+        Entries to merge at a time, at least 2.
+
+    Returns
+    -------
+    slice or None
+        Of ``manifest.entries``; the result is a base if it starts at 0. None if nothing is due.
+    """
+    entries = manifest.entries
+    if len(entries) >= fanout and sum(entry.rows for entry in entries[1:]) >= entries[0].rows:
+        return slice(0, len(entries))
+    levels = [_level(entry.epochs, fanout) for entry in entries]
+    for stop in range(len(entries), fanout - 1, -1):
+        if len(set(levels[stop - fanout : stop])) == 1:
+            return slice(stop - fanout, stop)
+    return None
+
+
+def _level(epochs: int, fanout: int) -> int:
+    level = 0
+    while epochs >= fanout:
+        epochs //= fanout
+        level += 1
+    return level

@@ -1,0 +1,25 @@
+"""Sources of edge changes: files and generators, cut into epochs.
+
+It knows nothing of the engine or the graph: it can be used alone. `open_source` names what to read,
+`EpochReader` cuts it into epochs, and both resume from a position to exactly the next record.
+"""
+
+from ingest.epochs import EpochBatch, EpochReader, Position
+from ingest.generate import write_rmat
+from ingest.source import BadRecord, Block, IngestError, Records, Source, SourceError, SplitReader
+from ingest.uri import open_source
+
+__all__ = [
+    "BadRecord",
+    "Block",
+    "EpochBatch",
+    "EpochReader",
+    "IngestError",
+    "Position",
+    "Records",
+    "Source",
+    "SourceError",
+    "SplitReader",
+    "open_source",
+    "write_rmat",
+]

@@ -1,0 +1,143 @@
+"""Files as a source: a file, or the files of a folder or glob in name order, one split each.
+
+Exactly-once capable: a position is a byte offset into the uncompressed text, or a row number of a Parquet
+file, so a file that stays as it is can be read again from any position. To get there in a compressed file it
+is decompressed from its beginning.
+"""
+
+import glob
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from ingest.formats import KNOWN_FORMATS, file_format
+from ingest.parquet import ParquetSplit, parquet_chunks
+from ingest.reader import ChunkedReader, Chunks
+from ingest.source import JsonValue, SourceError
+from ingest.streams import open_bytes, open_lines
+from ingest.text import CHUNK_BYTES, MAX_LINE_BYTES, TextSplit, text_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """Edge changes in files.
+
+    Parameters
+    ----------
+    uri
+        The source as the user named it.
+    path
+        A file, a folder or a glob.
+    names
+        The column list, as `ingest.formats.parse_columns` returns it.
+    chunk_bytes, max_line_bytes
+        See `ingest.text.TextSplit`.
+
+    Attributes
+    ----------
+    files
+        The file of each split.
+
+    Raises
+    ------
+    SourceError
+        There is no such file, or a file's name says no format.
+    """
+
+    uri: str
+    path: str
+    names: tuple[str, ...]
+    chunk_bytes: int = CHUNK_BYTES
+    max_line_bytes: int = MAX_LINE_BYTES
+    files: dict[str, Path] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        try:
+            files = _find_files(self.path)
+        except OSError as error:
+            raise SourceError(self.uri, str(error)) from error
+        for path in files.values():
+            if file_format(path.name) is None:
+                detail = f"the name of {str(path)!r} says no format; known are {KNOWN_FORMATS}"
+                raise SourceError(self.uri, detail)
+        object.__setattr__(self, "files", files)
+
+    @property
+    def bounded(self) -> bool:
+        """Files end."""
+        return True
+
+    def splits(self) -> list[str]:
+        """Return the names of the files, below the folder they were looked for in, in order."""
+        return sorted(self.files)
+
+    def open(self, split: str, position: JsonValue | None) -> ChunkedReader:
+        """Open a file at a position; see `ingest.source.Source.open`."""
+        start = 0 if position is None else int(position)
+        return ChunkedReader(self._chunks(split, start), start, timed="time" in self.names)
+
+    def _chunks(self, split: str, position: int) -> Chunks:
+        """Yield the chunks of a file; what the system and pyarrow raise comes out as a `SourceError`."""
+        path = self.files[split]
+        try:
+            with closing(self._open(split, path, position)) as chunks:
+                for chunk in chunks:
+                    yield chunk
+                    position = chunk.end(position)
+        except (OSError, pa.ArrowException) as error:
+            detail = f"{str(path)!r} cannot be read from position {position} on: {error}"
+            raise SourceError(self.uri, detail) from error
+
+    def _open(self, split: str, path: Path, position: int) -> Chunks:
+        kind = file_format(path.name)
+        assert kind is not None  # checked when the files were found
+        if kind.kind == ".parquet":
+            rows = ParquetSplit(self.uri, split, lambda: open_bytes(path, kind), self.names)
+            return parquet_chunks(rows, position)
+        text = TextSplit(
+            self.uri,
+            split,
+            lambda offset: open_lines(path, kind, offset),
+            kind.kind,
+            self.names,
+            self.chunk_bytes,
+            self.max_line_bytes,
+        )
+        return text_chunks(text, position)
+
+
+def _find_files(path: str) -> dict[str, Path]:
+    """Return the files a path stands for, by split name.
+
+    Raises
+    ------
+    OSError
+        There is none.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        found = {
+            entry.name: entry for entry in root.iterdir() if entry.is_file() and entry.name[0] not in "._"
+        }
+        nothing = f"the folder {str(root)!r} holds no files"
+    elif root.is_file():
+        return {root.name: root}
+    elif root.exists():
+        found, nothing = {}, f"{str(root)!r} is neither a file nor a folder"
+    elif glob.has_magic(path):
+        folder = _fixed_part(root)
+        matches = [Path(match) for match in glob.glob(str(root), recursive=True)]
+        found = {match.relative_to(folder).as_posix(): match for match in matches if match.is_file()}
+        nothing = f"no file matches {str(root)!r}"
+    else:
+        found, nothing = {}, f"there is no file or folder {str(root)!r}"
+    if not found:
+        raise FileNotFoundError(nothing)
+    return found
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder in front of the first part of a glob that can match more than one name."""
+    return next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))

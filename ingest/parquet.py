@@ -1,0 +1,168 @@
+"""Parquet files as chunks of records: batches of rows, checked column by column."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.formats import COLUMNS
+from ingest.normalise import MAX_SECONDS_DIGITS
+from ingest.parse import op_signs
+from ingest.reader import Chunk, Chunks
+from ingest.source import MAX_RAW_BYTES, BadRecord, Float64s, Records, SourceError
+from ingest.streams import CHANGED
+
+BATCH_ROWS: Final = 32 * 1024
+_MAX_INT64: Final = 2**63 - 1
+
+_UNITS_PER_SECOND: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_WANTED_TYPES: Final = {
+    "src": "an integer",
+    "dst": "an integer",
+    "op": "a string",
+    "time": "a number or a timestamp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSplit:
+    """A Parquet file as a split of a source.
+
+    Attributes
+    ----------
+    uri, split
+        The names of the source and the split, for errors and bad records.
+    open
+        Opens the file for random access.
+    names
+        The column list; its order means nothing here.
+    batch_rows
+        How many rows are read at a time.
+    """
+
+    uri: str
+    split: str
+    open: Callable[[], pa.NativeFile]
+    names: tuple[str, ...]
+    batch_rows: int = BATCH_ROWS
+
+
+def parquet_chunks(split: ParquetSplit, position: int) -> Chunks:
+    """Read a Parquet file from a row on, a batch at a time.
+
+    Raises
+    ------
+    SourceError
+        A column is missing or has a type its values cannot come from.
+    OSError, pyarrow.ArrowException
+        The file cannot be read, is damaged, or ends before `position`.
+    """
+    with split.open() as stream, pq.ParquetFile(stream) as file:
+        _check_schema(split, file.schema_arrow)
+        if position > file.metadata.num_rows:
+            message = f"it ends before row {position}, up to which it was read before: {CHANGED}"
+            raise OSError(message)
+        row = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row + rows <= position:
+                row += rows
+                continue
+            for batch in file.iter_batches(split.batch_rows, row_groups=[group], columns=list(split.names)):
+                skip = min(max(position - row, 0), batch.num_rows)
+                yield _chunk(split, batch.slice(skip), row + skip)
+                row += batch.num_rows
+
+
+def _check_schema(split: ParquetSplit, schema: pa.Schema) -> None:
+    for name in split.names:
+        found = schema.get_all_field_indices(name)
+        if len(found) != 1:
+            count = "no column" if not found else "more than one column"
+            raise SourceError(
+                split.uri, f"{split.split} has {count} {name!r}; it has {', '.join(schema.names)}"
+            )
+        kind = schema.field(name).type
+        if not _fits(name, kind):
+            detail = f"{split.split}: column {name!r} holds {kind}; it must be {_WANTED_TYPES[name]}"
+            raise SourceError(split.uri, detail)
+
+
+def _fits(name: str, kind: pa.DataType) -> bool:
+    types = pa.types
+    if name == "op":
+        value = kind.value_type if types.is_dictionary(kind) else kind
+        return bool(types.is_string(value) or types.is_large_string(value) or types.is_string_view(value))
+    if name == "time" and (types.is_floating(kind) or types.is_decimal(kind) or types.is_timestamp(kind)):
+        return True
+    return bool(types.is_integer(kind))
+
+
+def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
+    """Check a batch whose first row is number `row` of the file."""
+    columns = {name: batch.column(name) for name in split.names}
+    records = Records(
+        _integers(columns["src"]).astype(np.int64),
+        _integers(columns["dst"]).astype(np.int64),
+        op_signs(columns["op"].cast(pa.string())) if "op" in columns else np.ones(batch.num_rows, np.int8),
+        _seconds(columns["time"]) if "time" in columns else None,
+    )
+    faults = _faults(columns, records)
+    starts = np.arange(row, row + batch.num_rows)
+    masks = np.array([mask for _, mask in faults])
+    wrong = masks.any(axis=0)
+    if not wrong.any():
+        return Chunk(records, starts, starts + 1)
+    fine = ~wrong
+    timed = None if records.time is None else records.time[fine]
+    reasons = [faults[first][0] for first in masks[:, wrong].argmax(axis=0)]
+    bad = tuple(
+        BadRecord(
+            split.uri, split.split, offset, json.dumps(values, default=str).encode()[:MAX_RAW_BYTES], reason
+        )
+        for offset, values, reason in zip(
+            starts[wrong].tolist(), batch.filter(pa.array(wrong)).to_pylist(), reasons, strict=True
+        )
+    )
+    return Chunk(
+        Records(records.src[fine], records.dst[fine], records.op[fine], timed),
+        starts[fine],
+        starts[fine] + 1,
+        bad,
+        tuple(record.offset + 1 for record in bad),
+    )
+
+
+def _faults(columns: dict[str, pa.Array], records: Records) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+    """Return what can be wrong with a row, most telling first, and the rows it is wrong for."""
+    present = [name for name in COLUMNS if name in columns]
+    faults = [(f"{name} is null", columns[name].is_null().to_numpy(zero_copy_only=False)) for name in present]
+    faults += [
+        (f"{name} is out of the int64 range", _integers(columns[name]) > _MAX_INT64)
+        for name in ("src", "dst")
+        if pa.types.is_uint64(columns[name].type)
+    ]
+    if "op" in columns:
+        faults.append(("op is neither + nor -", records.op == 0))
+    if records.time is not None:
+        faults.append(("time is not Unix seconds", ~(np.abs(records.time) < 10.0**MAX_SECONDS_DIGITS)))
+    return faults
+
+
+def _integers(column: pa.Array) -> npt.NDArray[np.integer]:
+    return cast(npt.NDArray[np.integer], column.fill_null(0).to_numpy(zero_copy_only=False))
+
+
+def _seconds(column: pa.Array) -> Float64s:
+    """Return Unix seconds; any value for a null."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):  # without a zone: UTC
+        return _integers(column.cast(pa.int64())) / _UNITS_PER_SECOND[kind.unit]
+    if pa.types.is_integer(kind):
+        return _integers(column).astype(np.float64)
+    return cast(Float64s, column.cast(pa.float64()).to_numpy(zero_copy_only=False))

@@ -1,0 +1,151 @@
+"""One reader for every format: it cuts chunks of parsed records to the block sizes it is asked for.
+
+A format is a generator of chunks that starts at a position. Where its chunks are cut is its own business (a
+megabyte of text, a batch of rows); `ChunkedReader` hides the cuts, so that what a reader returns depends on
+its position and nothing else.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from ingest.source import (
+    MAX_BAD_PER_BLOCK,
+    BadRecord,
+    Block,
+    Int64s,
+    Records,
+    SourceError,
+    concatenate,
+    no_records,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A parsed run of one split.
+
+    Attributes
+    ----------
+    records
+        The n good records.
+    starts, ends
+        int64[n], where each good record starts, and the position just after it.
+    bad
+        The bad records, in offset order.
+    bad_ends
+        The position just after each bad record.
+    """
+
+    records: Records
+    starts: Int64s
+    ends: Int64s
+    bad: tuple[BadRecord, ...] = ()
+    bad_ends: tuple[int, ...] = ()
+
+    def end(self, position: int) -> int:
+        """Return the position just after the last record, or `position` where there is none."""
+        ends: list[int] = self.ends[-1:].tolist()
+        return max([position, *ends, *self.bad_ends[-1:]])
+
+
+Chunks: TypeAlias = Generator[Chunk, None, None]
+
+
+class ChunkedReader:
+    """A `SplitReader` over a generator of chunks.
+
+    Parameters
+    ----------
+    chunks
+        The chunks from `position` on; closed with the reader.
+    position
+        Where the first chunk starts.
+    timed
+        Whether the records carry a time.
+    """
+
+    def __init__(self, chunks: Chunks, position: int, timed: bool) -> None:
+        self._chunks = chunks
+        self._position = position
+        self._nothing = no_records(timed)
+        self._chunk = Chunk(self._nothing, np.empty(0, np.int64), np.empty(0, np.int64))
+        self._good = self._bad = 0  # how many of the chunk's records were returned
+        self._error: SourceError | None = None
+
+    @property
+    def position(self) -> int:
+        """The place just after the last record returned."""
+        return self._position
+
+    def read(self, max_records: int) -> Block:
+        """Return the next run of records; see `SplitReader.read`."""
+        if max_records < 1:
+            message = f"max_records must be at least 1, not {max_records}"
+            raise ValueError(message)
+        runs: list[Records] = []
+        bad: list[BadRecord] = []
+        good = 0
+        while True:
+            if self._exhausted() and not self._next_chunk(raise_error=not runs and not bad):
+                end = self._error is None
+                break
+            run, faults = self._take(max_records - good, MAX_BAD_PER_BLOCK - len(bad))
+            if len(run):
+                runs.append(run)
+                good += len(run)
+            bad.extend(faults)
+            if not self._exhausted():  # a record is left that does not fit: the run is as long as can be
+                end = False
+                break
+        records = runs[0] if len(runs) == 1 else concatenate(runs) if runs else self._nothing
+        return Block(records, tuple(bad), end)
+
+    def close(self) -> None:
+        """Close the generator, and with it what it has open."""
+        self._chunks.close()
+
+    def _exhausted(self) -> bool:
+        return self._good == len(self._chunk.records) and self._bad == len(self._chunk.bad)
+
+    def _next_chunk(self, raise_error: bool) -> bool:
+        """Step to the next chunk; False when there is none.
+
+        An error is kept: what was read whole before it is returned first, and no later read can mistake the
+        generator it ended for the end of the split.
+        """
+        if self._error is None:
+            try:
+                chunk = next(self._chunks, None)
+            except SourceError as error:
+                self._error = error
+            else:
+                if chunk is None:
+                    return False
+                self._chunk, self._good, self._bad = chunk, 0, 0
+                return True
+        if raise_error:
+            raise self._error
+        return False
+
+    def _take(self, max_good: int, max_bad: int) -> tuple[Records, tuple[BadRecord, ...]]:
+        """Take the longest run of the chunk that is within both limits, and move the position behind it."""
+        chunk, good, bad = self._chunk, self._good, self._bad
+        good_stop = min(len(chunk.records), good + max_good)
+        bad_stop = min(len(chunk.bad), bad + max_bad)
+        if bad < len(chunk.bad):  # the first record beyond either limit ends the run for both kinds
+            if bad_stop < len(chunk.bad):
+                limit = chunk.bad[bad_stop].offset
+                good_stop = min(good_stop, int(np.searchsorted(chunk.starts, limit)))
+            if good_stop < len(chunk.records):
+                limit = int(chunk.starts[good_stop])
+                while bad_stop > bad and chunk.bad[bad_stop - 1].offset > limit:
+                    bad_stop -= 1
+        if good_stop > good:
+            self._position = int(chunk.ends[good_stop - 1])
+        if bad_stop > bad:
+            self._position = max(self._position, chunk.bad_ends[bad_stop - 1])
+        self._good, self._bad = good_stop, bad_stop
+        return chunk.records[good:good_stop], chunk.bad[bad:bad_stop]

@@ -1,0 +1,220 @@
+"""What a source is: its errors, its records and the contract every source keeps (design section 7).
+
+A source is a set of *splits* that can be read independently. A reader of a split returns blocks of records
+and can always name its *position*, the place just after the last record it returned. All state comes from
+the position: a reader opened at a position yields exactly what a reader that was read up to it would yield
+next. That is what lets a run resume after a crash without losing or doubling a record.
+
+Errors::
+
+    IngestError
+        SourceError(uri, detail)    a source cannot be opened or read: what, where, what to do
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_RAW_BYTES = 1024
+"""Bytes kept of a record that could not be parsed."""
+
+MAX_BAD_PER_BLOCK = 1000
+"""Bad records one block may hold, so that a file that is no edge list at all is read in bounded memory."""
+
+JsonValue: TypeAlias = Any
+"""A value that survives ``json.loads(json.dumps(value))`` unchanged."""
+
+Int64s: TypeAlias = npt.NDArray[np.int64]
+Int8s: TypeAlias = npt.NDArray[np.int8]
+Float64s: TypeAlias = npt.NDArray[np.float64]
+
+
+class IngestError(Exception):
+    """The root of every error this package raises on purpose."""
+
+
+class SourceError(IngestError):
+    """A source cannot be opened or read.
+
+    Parameters
+    ----------
+    uri
+        The source as the user named it.
+    detail
+        What was wrong, where (file, offset, parameter) and what to do.
+    """
+
+    def __init__(self, uri: str, detail: str) -> None:
+        super().__init__(uri, detail)  # both in args, so that the error survives pickling
+        self.uri = uri
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """One run of parsed records of one split, in offset order.
+
+    Attributes
+    ----------
+    src, dst
+        int64[n], the follower and the followed.
+    op
+        int8[n], +1 for an insert and -1 for a delete.
+    time
+        float64[n], Unix seconds, or None where the records carry no time.
+    """
+
+    src: Int64s
+    dst: Int64s
+    op: Int8s
+    time: Float64s | None
+
+    def __len__(self) -> int:
+        return len(self.src)
+
+    def __getitem__(self, run: slice) -> "Records":
+        """Return the records of ``run`` as views."""
+        time = None if self.time is None else self.time[run]
+        return Records(self.src[run], self.dst[run], self.op[run], time)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that could not be parsed.
+
+    Attributes
+    ----------
+    source
+        The URI of the source.
+    split
+        The name of the split in it.
+    offset
+        Where the record starts: a byte of the uncompressed text, or a row number.
+    raw
+        The record without its line end, cut at `MAX_RAW_BYTES`.
+    reason
+        What was wrong with it.
+    """
+
+    source: str
+    split: str
+    offset: int
+    raw: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """What one `SplitReader.read` returned.
+
+    Attributes
+    ----------
+    records
+        The good records, in offset order.
+    bad
+        The bad records before, between and directly after them, in offset order.
+    end
+        True when the split is exhausted: no record, good or bad, follows.
+    """
+
+    records: Records
+    bad: tuple[BadRecord, ...]
+    end: bool
+
+
+class SplitReader(Protocol):
+    """Reads one split forwards from the position it was opened at."""
+
+    @property
+    def position(self) -> JsonValue:
+        """The place just after the last record returned; `Source.open` takes it back."""
+        ...
+
+    def read(self, max_records: int) -> Block:
+        """Return the next run of records.
+
+        Parameters
+        ----------
+        max_records
+            The number of good records to return at most, at least 1.
+
+        Returns
+        -------
+        Block
+            The longest run that holds at most `max_records` good and `MAX_BAD_PER_BLOCK` bad records.
+
+        Raises
+        ------
+        SourceError
+            The source cannot be read on. `position` is unchanged, so nothing is lost.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the reader holds; it must not be read afterwards."""
+        ...
+
+
+class Source(Protocol):
+    """A set of splits."""
+
+    @property
+    def uri(self) -> str:
+        """The source as the user named it."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every split has an end."""
+        ...
+
+    def splits(self) -> list[str]:
+        """Return the names of the splits, sorted."""
+        ...
+
+    def open(self, split: str, position: JsonValue | None) -> SplitReader:
+        """Open a split at a position a reader of it returned, or at its beginning where that is None."""
+        ...
+
+
+def concatenate(runs: Sequence[Records]) -> Records:
+    """Copy runs of records into one, in the given order.
+
+    Parameters
+    ----------
+    runs
+        At least one run; all of them timed or none.
+
+    Raises
+    ------
+    IngestError
+        Some runs carry a time and some do not.
+    """
+    times = [run.time for run in runs if run.time is not None]
+    if times and len(times) != len(runs):
+        message = (
+            "records with a time and records without one cannot be mixed: give every source a time column"
+        )
+        raise IngestError(message)
+    return Records(
+        np.concatenate([run.src for run in runs]),
+        np.concatenate([run.dst for run in runs]),
+        np.concatenate([run.op for run in runs]),
+        np.concatenate(times) if times else None,
+    )
+
+
+def no_records(timed: bool) -> Records:
+    """Return a run of no records, with or without a time."""
+    return Records(
+        np.empty(0, np.int64),
+        np.empty(0, np.int64),
+        np.empty(0, np.int8),
+        np.empty(0, np.float64) if timed else None,
+    )

@@ -1,0 +1,68 @@
+"""Bytes of files, compressed or not, from an offset into the uncompressed bytes on."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final, cast
+
+import pyarrow as pa
+
+from ingest.formats import FileFormat
+
+CHANGED: Final = "it has changed; put the old file back or start a new run"
+
+_SKIP_BYTES: Final = 1024 * 1024
+
+
+def open_bytes(path: Path, kind: FileFormat) -> pa.NativeFile:
+    """Open a file for random access; a compressed one is unpacked into an unnamed temporary file.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read, or its compressed bytes are damaged or cut short.
+    """
+    if kind.compression is None:
+        return pa.OSFile(str(path))
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (closed with what is returned)
+    try:
+        with pa.input_stream(str(path), compression=kind.compression) as stream:
+            shutil.copyfileobj(stream, unpacked)
+        unpacked.seek(0)
+    except BaseException:
+        unpacked.close()
+        raise
+    return pa.PythonFile(unpacked, mode="r")
+
+
+def open_lines(path: Path, kind: FileFormat, offset: int) -> pa.NativeFile:
+    """Open a text file at an offset where a line was seen to begin before.
+
+    Raises
+    ------
+    OSError
+        As `open_bytes`, or no line begins at `offset` (any more).
+    """
+    stream = pa.input_stream(str(path), compression=kind.compression)
+    try:
+        if offset > 0:
+            _skip(stream, offset - 1, seekable=kind.compression is None)
+            before = stream.read(1)
+            if not before:
+                message = f"it ends before byte {offset}, up to which it was read before: {CHANGED}"
+                raise OSError(message)
+            if before != b"\n" and stream.read(1):
+                message = f"no line begins at byte {offset}, up to which it was read before: {CHANGED}"
+                raise OSError(message)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _skip(stream: pa.NativeFile, n_bytes: int, seekable: bool) -> None:
+    if seekable:
+        stream.seek(n_bytes)
+        return
+    while n_bytes and (skipped := len(cast(bytes, stream.read(min(n_bytes, _SKIP_BYTES))))):
+        n_bytes -= skipped

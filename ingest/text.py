@@ -1,0 +1,180 @@
+"""Text files as chunks of records: whole lines from a stream of bytes, in bounded memory."""
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from ingest.formats import COLUMNS
+from ingest.parse import Layout, layout_of, parse_lines
+from ingest.reader import Chunk, Chunks
+from ingest.source import MAX_RAW_BYTES, BadRecord
+
+CHUNK_BYTES: Final = 256 * 1024
+MAX_LINE_BYTES: Final = 1024 * 1024
+
+_DELIMITERS: Final = {".txt": b"", ".tsv": b"\t", ".csv": b","}
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSplit:
+    """A text file as a split of a source.
+
+    Attributes
+    ----------
+    uri, split
+        The names of the source and the split, for bad records.
+    open
+        Opens a stream of the uncompressed bytes from an offset on.
+    kind
+        ``.txt``, ``.tsv`` or ``.csv``.
+    names
+        The column list.
+    chunk_bytes
+        How much is read and parsed at a time.
+    max_line_bytes
+        A longer line is a bad record; no more of it is held.
+    """
+
+    uri: str
+    split: str
+    open: Callable[[int], pa.NativeFile]
+    kind: str
+    names: tuple[str, ...]
+    chunk_bytes: int = CHUNK_BYTES
+    max_line_bytes: int = MAX_LINE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Some whole lines of a file.
+
+    Attributes
+    ----------
+    offset, end
+        The bytes of the file they take.
+    data
+        The lines, each with a line feed: the last of a file is given one, and one that is too long is cut.
+    """
+
+    offset: int
+    end: int
+    data: bytes
+
+    def end_in_file(self, end: int) -> int:
+        """Turn the end of a line in the data into its end in the file."""
+        return self.end if end == len(self.data) else self.offset + end
+
+
+def read_lines(stream: pa.NativeFile, offset: int, chunk_bytes: int, max_line_bytes: int) -> Iterator[Lines]:
+    """Read a stream as runs of whole lines.
+
+    Parameters
+    ----------
+    stream
+        At the start of a line, `offset` bytes into the file.
+    offset
+        Where that is.
+    chunk_bytes
+        How much to read at a time.
+    max_line_bytes
+        More than this of a line is not kept; at least one byte more is, so that it is seen to be too long.
+    """
+    rest = b""
+    while data := stream.read(chunk_bytes):
+        data = rest + data
+        whole = data.rfind(b"\n") + 1
+        if whole:
+            yield Lines(offset, offset + whole, data[:whole])
+            offset += whole
+        rest = data[whole:]
+        if len(rest) > max_line_bytes:
+            head = rest
+            skipped, rest = _skip_line(stream, chunk_bytes)
+            end = offset + len(head) + skipped
+            yield Lines(offset, end, head + b"\n")
+            offset = end
+    if rest:
+        yield Lines(offset, offset + len(rest), rest + b"\n")
+
+
+def _skip_line(stream: pa.NativeFile, chunk_bytes: int) -> tuple[int, bytes]:
+    """Read up to the end of the line; return its length and what was read beyond it."""
+    skipped = 0
+    while data := stream.read(chunk_bytes):
+        line_feed = data.find(b"\n")
+        if line_feed >= 0:
+            return skipped + line_feed + 1, data[line_feed + 1 :]
+        skipped += len(data)
+    return skipped, b""
+
+
+def text_chunks(split: TextSplit, position: int) -> Chunks:
+    """Parse a text file from a position on, a chunk at a time."""
+    layout, first = _layout(split)
+    position = max(position, first)
+    for lines in _lines_from(split, position):
+        yield _chunk(split, lines, layout)
+
+
+def _lines_from(split: TextSplit, offset: int) -> Iterator[Lines]:
+    behind_mark = offset <= len(_BYTE_ORDER_MARK)  # where a line begins that no line feed stands before
+    with split.open(0 if behind_mark else offset) as stream:
+        if behind_mark:
+            stream.read(offset)
+        yield from read_lines(stream, offset, split.chunk_bytes, split.max_line_bytes)
+
+
+def _chunk(split: TextSplit, lines: Lines, layout: Layout) -> Chunk:
+    parsed = parse_lines(lines.data, layout, split.max_line_bytes)
+    bad = tuple(
+        BadRecord(split.uri, split.split, lines.offset + start, _raw(split, lines.data[start:end]), reason)
+        for start, end, reason in parsed.bad
+    )
+    ends = parsed.ends + lines.offset
+    ends[-1:] = [lines.end_in_file(end) for end in parsed.ends[-1:].tolist()]
+    bad_ends = tuple(lines.end_in_file(end) for _, end, _ in parsed.bad)
+    return Chunk(parsed.records, parsed.starts + lines.offset, ends, bad, bad_ends)
+
+
+def _raw(split: TextSplit, line: bytes) -> bytes:
+    """Return what is kept of a bad line: as much of a long one, however it was read."""
+    return line.removesuffix(b"\n").removesuffix(b"\r")[: min(MAX_RAW_BYTES, split.max_line_bytes)]
+
+
+def _layout(split: TextSplit) -> tuple[Layout, int]:
+    """Return the layout of the lines and the offset of the first that may be a record.
+
+    The first line of a CSV file that is no comment and not blank is a header where it does not parse. With
+    a header that holds all the wanted names the columns go by name, else by position.
+    """
+    layout = layout_of(_DELIMITERS[split.kind], split.names)
+    with split.open(0) as stream:
+        mark = stream.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
+    first = len(_BYTE_ORDER_MARK) if mark else 0
+    if split.kind != ".csv":
+        return layout, first
+    for lines in _lines_from(split, first):
+        parsed = parse_lines(lines.data, layout, split.max_line_bytes)
+        if len(parsed.records) and not (parsed.bad and parsed.bad[0][0] < parsed.starts[0]):
+            break
+        if parsed.bad:
+            start, end, _ = parsed.bad[0]
+            return _header_layout(layout, lines.data[start:end], split.names), lines.end_in_file(end)
+    return layout, first
+
+
+def _header_layout(by_position: Layout, header: bytes, names: tuple[str, ...]) -> Layout:
+    try:
+        row = next(csv.reader([header.decode(errors="replace")], skipinitialspace=True))
+    except csv.Error:  # such as a line return in the middle
+        return by_position
+    found = [name.strip() for name in row]
+    if not set(names) <= set(found):
+        return by_position
+    return Layout(
+        by_position.delimiter, tuple(found.index(name) if name in names else None for name in COLUMNS)
+    )

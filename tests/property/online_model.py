@@ -1,0 +1,260 @@
+"""What the online tests compare with: a slow model of the same rounds, an exact solver, random streams."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+from hypothesis import strategies as st
+
+from graph_stream.algorithms import Parameters
+from graph_stream.certificate import TOLERANCE_SLACK
+from graph_stream.epoch import Summary, combine
+from graph_stream.graph import PartitionState
+from graph_stream.rounds import run_members, together
+
+Record = tuple[int, int, int]
+MASK = 2**64 - 1
+
+
+def mix64(value: int) -> int:
+    value &= MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
+
+
+def pair_hash(seed: int, first: int, second: int) -> int:
+    return mix64(mix64(first + seed) + mix64((second & MASK) ^ seed))
+
+
+class Model:
+    """The rule and the rounds as the design states them, on dictionaries, sets and unbounded integers."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.follows: dict[int, set[int]] = {}
+        self.contribution: dict[int, int] = {}
+        self.influence: dict[int, int] = {}
+
+    def edges(self) -> set[tuple[int, int]]:
+        return {(follower, followed) for follower, row in self.follows.items() for followed in row}
+
+    def vertices(self) -> set[int]:
+        return set(itertools.chain.from_iterable(self.edges()))
+
+    def apply(self, records: Iterable[Record]) -> dict[str, int]:
+        """Apply one epoch; return the counts an EpochResult has."""
+        before = self.edges()
+        after = set(before)
+        total = self_loops = 0
+        for follower, followed, op in records:
+            total += 1
+            if follower == followed:
+                self_loops += 1
+            elif op > 0:
+                after.add((follower, followed))
+            else:
+                after.discard((follower, followed))
+        net = before ^ after
+        old_rows = self.follows
+        self.follows = {}
+        for follower, followed in after:
+            self.follows.setdefault(follower, set()).add(followed)
+        frontier = {follower for follower, _ in net}
+        rounds = emissions = 0
+        activity = len(net)
+        while True:
+            emitted, frontier = self._round(frontier, old_rows)
+            old_rows = self.follows
+            rounds += 1
+            emissions += emitted
+            if not activity + emitted:
+                break
+            activity = 0
+        return {
+            "inserted": len(after - before),
+            "deleted": len(before - after),
+            "unchanged": total - self_loops - len(net),
+            "self_loops": self_loops,
+            "rounds": rounds,
+            "emissions": emissions,
+            "vertices": len(self.vertices()),
+            "edges": len(after),
+            "max_degree": max((len(row) for row in self.follows.values()), default=0),
+        }
+
+    def _round(self, frontier: set[int], old_rows: dict[int, set[int]]) -> tuple[int, set[int]]:
+        emitted = 0
+        new = {}
+        for vertex in frontier:
+            old = self.contribution.get(vertex, 0)
+            new[vertex] = self.share(vertex)
+            emitted += vertex in self.follows and new[vertex] != old
+        before = dict(self.influence)
+        for vertex, contribution in new.items():
+            for followed in old_rows.get(vertex, ()):
+                self.influence[followed] -= self.contribution[vertex]
+            for followed in self.follows.get(vertex, ()):
+                self.influence[followed] = self.influence.get(followed, 0) + contribution
+            self.contribution[vertex] = contribution
+        return emitted, {vertex for vertex, value in self.influence.items() if value != before.get(vertex, 0)}
+
+    def share(self, vertex: int) -> int:
+        degree = len(self.follows.get(vertex, ()))
+        if degree == 0:
+            return 0
+        scale = 2.0**self.parameters.fixed_point_bits
+        old = self.contribution.get(vertex, 0)
+        due = scale + self.parameters.retweet_probability * float(self.influence.get(vertex, 0))
+        if abs(float(degree) * float(old) - due) > self.parameters.tolerance * scale:
+            return round(due / float(degree))
+        return old
+
+    def state_hash(self) -> str:
+        seeds = [(0x6A09E667F3BCC908, 0x3C6EF372FE94F82B), (0xBB67AE8584CAA73B, 0xA54FF53A5F1D36F1)]
+        lanes = b""
+        for edge_seed, contribution_seed in seeds:
+            total = sum(pair_hash(edge_seed, *edge) for edge in self.edges())
+            total += sum(pair_hash(contribution_seed, *item) for item in self.contribution.items() if item[1])
+            lanes += (total & MASK).to_bytes(8, "little")
+        return hashlib.blake2b(self.parameters.digest() + lanes, digest_size=16).hexdigest()
+
+    def largest_lags(self) -> tuple[Fraction, Fraction]:
+        """Return the exact largest positive and negative lag."""
+        scale = 2**self.parameters.fixed_point_bits
+        p = Fraction(self.parameters.retweet_probability)
+        lags = [
+            1
+            + p * self.influence.get(vertex, 0) / scale
+            - Fraction(len(row) * self.contribution[vertex], scale)
+            for vertex, row in self.follows.items()
+        ]
+        return max([Fraction(0), *lags]), max([Fraction(0), *(-lag for lag in lags)])
+
+
+def exact_influence(edges: Iterable[tuple[int, int]], p: float) -> dict[int, float]:
+    """Solve ``(Id - p*W^T) I = W^T 1`` with a sparse factorisation."""
+    pairs = np.array(sorted(edges), dtype=np.int64).reshape(-1, 2)
+    if not len(pairs):
+        return {}
+    ids, flat = np.unique(pairs, return_inverse=True)
+    follower, followed = flat.reshape(-1, 2).T
+    degree = np.bincount(follower, minlength=len(ids))
+    shape = (len(ids), len(ids))
+    shares = scipy.sparse.csc_matrix((1.0 / degree[follower], (followed, follower)), shape=shape)
+    identity = scipy.sparse.identity(len(ids), format="csc")
+    influence = scipy.sparse.linalg.spsolve(identity - p * shares, shares @ np.ones(len(ids)))
+    return dict(zip(ids.tolist(), np.atleast_1d(influence).tolist(), strict=True))
+
+
+class Run:
+    """All members of a run in this process, and a few checks over them."""
+
+    def __init__(
+        self, parameters: Parameters, partitions: int = 1, threads: int = 1, execution: str = "auto"
+    ) -> None:
+        self.parameters = parameters
+        self.states = [
+            PartitionState(parameters, index, partitions, threads, execution) for index in range(partitions)
+        ]
+        self.epoch = 0
+
+    def apply(self, records: Sequence[Record]) -> Summary:
+        self.epoch += 1
+        columns = np.array(records, dtype=np.int64).reshape(-1, 3).T
+        src, dst, op = columns[0].copy(), columns[1].copy(), columns[2].astype(np.int8)
+        return combine(run_members(self.states, self.epoch, src, dst, op), self.parameters)
+
+    def scores(self) -> dict[int, float]:
+        return dict(
+            itertools.chain.from_iterable(
+                zip(*(column.tolist() for column in state.scores()), strict=True) for state in self.states
+            )
+        )
+
+    def check_invariants(self) -> None:
+        together(len(self.states), lambda member, exchange: self.states[member].check_invariants(exchange))
+
+
+def assert_within(
+    scores: dict[int, float], exact: dict[int, float], e: float, solver: float = 1e-10, absolute: float = 0.0
+) -> None:
+    """Assert the certificate: every vertex known, and within ``e*X/(1-e)`` of the exact influence.
+
+    The exact solver itself may be off by ``absolute`` and by the share ``solver``.
+    """
+    assert scores.keys() == exact.keys()
+    for vertex, influence in scores.items():
+        bound = e * influence / (1 - e) if e < 1 else np.inf
+        off = abs(influence - exact[vertex])
+        assert off <= bound + solver * exact[vertex] + absolute, (vertex, influence, exact[vertex], e)
+
+
+def assert_tolerance_met(summary: Summary, tolerance: float) -> None:
+    assert not summary.capped
+    assert not summary.rounding_limited
+    assert 0 <= summary.error_bound <= tolerance * (1 + TOLERANCE_SLACK)
+
+
+parameters = st.builds(
+    Parameters,
+    retweet_probability=st.sampled_from([0.0, 0.00037, 0.5, 0.85, 0.95]),
+    tolerance=st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]),
+)
+
+IDS = [*range(11), -1, -(2**63), 2**63 - 1, 2**40 + 3]
+_vertex = st.sampled_from(IDS)
+_others = st.lists(_vertex, min_size=1, max_size=len(IDS), unique=True)
+_op = st.sampled_from([1, 1, 1, -1])
+
+
+def _star(centre: int, others: list[int], op: int) -> list[Record]:
+    return [(centre, other, op) for other in others]
+
+
+def _fans(centre: int, others: list[int], op: int) -> list[Record]:
+    return [(other, centre, op) for other in others]
+
+
+def _flap(centre: int, others: list[int], op: int) -> list[Record]:
+    return [*_star(centre, others, op), *_star(centre, others[::2], -op), *_star(centre, others[::3], op)]
+
+
+def _chain(centre: int, others: list[int], op: int) -> list[Record]:
+    return [(follower, followed, op) for follower, followed in itertools.pairwise([centre, *others])]
+
+
+_one = st.tuples(_vertex, _vertex, _op).map(lambda record: [record])
+_many = st.builds(
+    lambda shape, centre, others, op: shape(centre, others, op),
+    st.sampled_from([_star, _fans, _flap, _chain]),
+    _vertex,
+    _others,
+    _op,
+)
+epochs = st.lists(_one | _many, max_size=8).map(lambda parts: list(itertools.chain.from_iterable(parts)))
+streams = st.lists(epochs, min_size=1, max_size=6)
+
+
+def random_stream(seed: int, epochs: int, records: int, ids: int, deletes: float) -> list[list[Record]]:
+    """Return a skewed stream; deletes hit earlier records, so most of them remove an edge."""
+    random = np.random.default_rng(seed)
+    seen: list[tuple[int, int]] = []
+    stream = []
+    for _ in range(epochs):
+        pairs = (ids * random.random((records, 2)) ** 3).astype(np.int64).tolist()
+        epoch: list[Record] = []
+        for follower, followed in pairs:
+            if seen and random.random() < deletes:
+                epoch.append((*seen[random.integers(len(seen))], -1))
+            else:
+                seen.append((follower, followed))
+                epoch.append((follower, followed, 1))
+        stream.append(epoch)
+    return stream

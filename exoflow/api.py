@@ -31,7 +31,7 @@ from exoflow.ownership import LEASE_SECONDS, looks_alive, wait_until_claimable
 from exoflow.plan import Plan, build, difference
 from exoflow.records import Committed, Record, Started, Status
 from exoflow.storage import Store, open_store
-from exoflow.views import IterationView, archive_folder, iteration_views
+from exoflow.views import IterationView, archive_folder, archive_tiles, iteration_views
 
 logger = logging.getLogger(__name__)
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -266,7 +266,9 @@ def read_loop(workflow_id: str, *, loop: str = "loop", store: str | None = None)
     history = tail.history
     blobs = Blobs(where, workflow_id)
     records = [record for record in history.committed.values() if record.loop == loop]
-    archived = [where.get(key) for key in where.list(archive_folder(workflow_id, loop))]
+    retired = history.retired.get(loop)
+    keys = where.list(archive_folder(workflow_id, loop))
+    archived = [where.get(key) for key in archive_tiles(keys, None if retired is None else retired.iteration)]
     return LoopView(
         [data for data in archived if data is not None],
         iteration_views(records, blobs),

@@ -58,9 +58,7 @@ class CodeRef:
         DefinitionError
             When its module cannot be imported here, or no longer has it.
         """
-        target: Callable[..., Any] = (
-            cloudpickle.loads(self.pickled) if self.pickled is not None else self._imported()
-        )
+        target: Callable[..., Any] = cloudpickle.loads(self.pickled) if self.pickled is not None else self._imported()
         if self.bound is None:
             return target
         args, kwargs = decode(self.bound)

@@ -11,7 +11,6 @@ import base64
 import dataclasses
 import io
 import json
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +75,9 @@ class Encoded:
         return Encoded(shown["codec"], base64.b64decode(shown["base64"]), blobs)
 
 
+_JSON_INT_BITS = 4096  # Python itself refuses to read longer ones from text.
+
+
 def encode(value: Any) -> Encoded:
     """Encode a value.
 
@@ -89,7 +91,7 @@ def encode(value: Any) -> Encoded:
         return Encoded("json", _json_bytes(_to_json(value, blobs)), tuple(blobs))
     except _NotJson:
         pass
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+    if type(value) is np.ndarray and not value.dtype.hasobject:
         buffer = io.BytesIO()
         np.save(buffer, value, allow_pickle=False)
         return Encoded("npy", buffer.getvalue())
@@ -119,7 +121,8 @@ def decode(encoded: Encoded) -> Any:
                 return pa.ipc.open_stream(encoded.data).read_all()
             case "pickle":
                 return cloudpickle.loads(encoded.data)
-    except (ValueError, pa.ArrowInvalid, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:
+        # Damaged bytes may raise anything: each codec's reader has errors of its own.
         message = f"a value does not decode as {encoded.codec}: {error}"
         raise CorruptRecord(encoded.codec, message) from error
     message = f"unknown codec {encoded.codec!r}: the value was written by a newer version"
@@ -136,7 +139,9 @@ def _json_bytes(value: Any) -> bytes:
 
 def _to_json(value: Any, blobs: list[Blob]) -> Any:
     kind = type(value)
-    if value is None or kind in (bool, int, str, float):
+    if value is None or kind in (bool, str, float):
+        return value
+    if kind is int and value.bit_length() <= _JSON_INT_BITS:
         return value
     if kind is list:
         return [_to_json(item, blobs) for item in value]
@@ -184,7 +189,8 @@ def _pickled(value: Any) -> Encoded:
     pickler = _BlobNotingPickler(buffer)
     try:
         pickler.dump(value)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+    except Exception as error:
+        # A user's own __reduce__ may raise anything.
         message = f"a value of type {type(value).__name__} cannot be stored: {error}"
         raise DefinitionError(message) from error
     return Encoded("pickle", buffer.getvalue(), tuple(pickler.blobs))

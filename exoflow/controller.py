@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from exoflow.blobs import Blobs
 from exoflow.errors import Fenced, TaskFailed
 from exoflow.executor import RayExecutor
-from exoflow.journal import Journal, Tail, journal_key, workflow_folder
+from exoflow.journal import Journal, Tail, workflow_folder
 from exoflow.messages import (
     Append,
     Appended,
@@ -98,13 +98,18 @@ class Controller:
         self._lease_seconds = lease_seconds
         owner = this_process()
         self._journal = Journal(store, workflow_id, owner, lambda: uuid.uuid4().hex)
-        self._journal.claim(tail, first)
-        self._heart = HeartbeatThread(store, workflow_id, owner.nonce, lease_seconds)
         history = tail.history if tail is not None else History()
         history.reopen()
         history.add(first)
-        sweep(store, workflow_id, history.blobs())
         self._state = WorkflowState(plan, history, expander(), replicas=replicas)
+        found = blob_keys(store, workflow_id)
+        self._journal.claim(tail, first)
+        self._heart = HeartbeatThread(store, workflow_id, owner.nonce, lease_seconds)
+        try:
+            sweep(store, workflow_id, found, history.blobs())
+        except BaseException:
+            self._heart.release()
+            raise
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Archive | Append | Collect | None] = queue.SimpleQueue()
         self._verified_at = time.monotonic()
@@ -179,9 +184,7 @@ class Controller:
                     case Archive():
                         write_archive(self._store, self._workflow_id, self._plan, order)
                     case Collect():
-                        collect(
-                            self._store, self._workflow_id, self._journal, order, self._make_sure_of_ownership
-                        )
+                        collect(self._store, self._workflow_id, self._journal, order, self._make_sure_of_ownership)
             except BaseException as error:
                 self._events.put(error)
                 return
@@ -207,9 +210,9 @@ class Controller:
         """
         if time.monotonic() - self._verified_at < self._lease_seconds / 2:
             return
-        next_key = journal_key(self._workflow_id, self._journal.last_number + 1)
-        if self._store.get(next_key) is not None:
-            message = f"workflow {self._workflow_id!r} was taken over; this process stops"
+        successor = self._journal.successor()
+        if successor is not None:
+            message = f"workflow {self._workflow_id!r} was taken over by {successor}; this process stops"
             raise Fenced(self._workflow_id, message)
         self._verified_at = time.monotonic()
 
@@ -241,14 +244,19 @@ def collect(
     journal.collect()
 
 
-def sweep(store: Store, workflow_id: str, live: set[str]) -> int:
+def blob_keys(store: Store, workflow_id: str) -> list[str]:
+    """Return the keys of all blobs of a workflow."""
+    return store.list(f"{workflow_folder(workflow_id)}/blobs")
+
+
+def sweep(store: Store, workflow_id: str, found: Sequence[str], live: set[str]) -> int:
     """Delete blobs that no record names, left by owners that died; return how many.
 
-    Only for a fresh owner before it starts any work: later, blobs exist before their records do.
+    ``found`` was listed before the claim. So whatever a successor of this owner writes is safe, however
+    late the deletion comes; and this owner's own blobs, which exist before their records do, are too.
     """
-    folder = f"{workflow_folder(workflow_id)}/blobs"
     keep = live | pinned_blobs(store, workflow_id)
-    dead = [key for key in store.list(folder) if key.rsplit("/", 1)[1] not in keep]
+    dead = [key for key in found if key.rsplit("/", 1)[1] not in keep]
     for key in dead:
         store.delete(key)
     return len(dead)

@@ -61,9 +61,7 @@ class SnapshotNode:
 class TaskNode(Node):
     """A function bound to its arguments."""
 
-    def __init__(
-        self, code: CodeRef, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-    ) -> None:
+    def __init__(self, code: CodeRef, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> None:
         super().__init__()
         self.code = code
         self.args = args
@@ -257,6 +255,8 @@ class BoundMethod:
         return CallNode(self._actor, self._method, args, kwargs, self._options)
 
     def _check(self) -> None:
+        if not self._actor.durable or self._options.query:
+            return
         actor_mode, mode = self._actor.annotations.checkpoint, self._options.checkpoint
         if (actor_mode is Checkpoint.NONE) != (mode is Checkpoint.NONE):
             message = (
@@ -266,7 +266,7 @@ class BoundMethod:
             )
             raise DefinitionError(message)
         repeated = mode is Checkpoint.NONE or not self._options.snapshot
-        if self._actor.durable and repeated and not self._options.deterministic:
+        if repeated and not self._options.deterministic:
             message = (
                 f"{self._actor.code.name}.{self._method}: a call that keeps no snapshot (checkpoint none or "
                 "snapshot=False) is repeated to rebuild the actor's state, so it must be deterministic=True"

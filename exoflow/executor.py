@@ -111,9 +111,7 @@ class _MemberHost:
     right moment, messages of other members and persisting go on beside it.
     """
 
-    def __init__(
-        self, spec: ActorSpec, workflow_id: str, store_uri: str, index: int, restore: Value | None
-    ) -> None:
+    def __init__(self, spec: ActorSpec, workflow_id: str, store_uri: str, index: int, restore: Value | None) -> None:
         self._loop = asyncio.get_event_loop()
         self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-persist")
@@ -144,16 +142,9 @@ class _MemberHost:
         self._changed.set()
         return answer
 
-    async def persist(
-        self, attempt: int, output: bool, state: bool
-    ) -> tuple[Value | None, Value | None] | Failure:
-        """Make durable what a call left behind."""
-        try:
-            return await self._loop.run_in_executor(
-                None, lambda: self._member.persist(attempt, output=output, state=state)
-            )
-        except Exception as error:
-            return Failure(f"{type(error).__name__}: {error}")
+    async def persist(self, attempt: int) -> Value | Failure:
+        """Make durable the state that a call captured."""
+        return await self._loop.run_in_executor(None, self._member.persist, attempt)
 
     async def deliver(self, sender: int, number: int, message: Any) -> None:
         """Take a message of another member; one sender's messages arrive in the order of their numbers."""
@@ -197,18 +188,18 @@ class RayExecutor:
         self._grouped: set[tuple[str, int]] = set()
         self._actors: dict[str, tuple[ActorSpec, int, list[Any]]] = {}
         self._calls: dict[tuple[str, int], str] = {}
+        self._running: dict[tuple[str, int], Any] = {}
         self._task = ray.remote(num_returns=2, max_retries=0)(_run_task)
-        self._persist_task = ray.remote(num_cpus=0, max_retries=0)(_persist_output)
+        # Writing a value again is harmless, so this is the one thing that Ray may repeat by itself.
+        self._persist_task = ray.remote(num_cpus=0, max_retries=3)(_persist_output)
         self._host = ray.remote(max_restarts=0, max_task_retries=0)(_MemberHost)
 
     def start_actor(self, order: StartActor) -> None:
         """Create an actor's processes."""
         spec = order.spec
-        options = {"num_cpus": 0, **spec.options.ray_options()}
+        options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **spec.options.ray_options()}
         handles = [
-            self._host.options(**options).remote(
-                spec, self._workflow_id, self._store_uri, index, order.restore
-            )
+            self._host.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore)
             for index in range(spec.members)
         ]
         for handle in handles:
@@ -231,6 +222,7 @@ class RayExecutor:
             options = {"name": order.spec.id, **order.spec.options.ray_options()}
             value, outcome = self._task.options(**options).remote(job, *values)
             self._values[name] = [value]
+            self._running[name] = outcome
             self._watch(outcome, name, 0, None, _Gathering([None], grouped=False))
             return
         spec, incarnation, handles = self._actors[order.spec.actor]
@@ -246,17 +238,18 @@ class RayExecutor:
     def persist(self, order: Persist) -> None:
         """Start making an attempt's leavings durable."""
         name = (order.task, order.attempt)
-        actor = self._calls.get(name)
-        if actor is None:
-            value = self._values[name][0]
-            reference = self._persist_task.remote(self._workflow_id, self._store_uri, value)
-            self._watch_persist([reference], name)
-        elif actor in self._actors:
-            handles = self._actors[actor][2]
-            references = [
-                handle.persist.remote(order.attempt, order.output, order.state) for handle in handles
+        outputs: list[Any] = []
+        states: list[Any] = []
+        actor = None
+        if order.output:
+            outputs = [
+                self._persist_task.remote(self._workflow_id, self._store_uri, value) for value in self._values[name]
             ]
-            self._watch_persist(references, name)
+        if order.state:
+            spec, incarnation, handles = self._actors[self._calls[name]]
+            actor = (spec.id, incarnation)
+            states = [handle.persist.remote(order.attempt) for handle in handles]
+        self._watch_persist(outputs, states, name, actor)
 
     def release(self, task: str, attempt: int) -> None:
         """Let an attempt's value go."""
@@ -266,7 +259,10 @@ class RayExecutor:
         self._grouped.discard(name)
 
     def close(self) -> None:
-        """End all actors of this workflow."""
+        """End all actors of this workflow, and all attempts that nobody waits for any more."""
+        for outcome in list(self._running.values()):
+            ray.cancel(outcome, force=True)
+        self._running.clear()
         for _, _, handles in self._actors.values():
             for handle in handles:
                 with contextlib.suppress(Exception):
@@ -304,6 +300,7 @@ class RayExecutor:
         gathering: _Gathering,
     ) -> Event | None:
         task, attempt = name
+        self._running.pop(name, None)
         error = future.exception()
         if error is not None:
             return _loss(error, task, attempt, actor)
@@ -329,26 +326,31 @@ class RayExecutor:
 
         reference.future().add_done_callback(done)
 
-    def _watch_persist(self, references: list[Any], name: tuple[str, int]) -> None:
+    def _watch_persist(
+        self, outputs: list[Any], states: list[Any], name: tuple[str, int], actor: tuple[str, int] | None
+    ) -> None:
         task, attempt = name
         grouped = name in self._grouped
-        answers: list[Any] = [None] * len(references)
+        references = [*outputs, *states]
+        made: list[Value | None] = [None] * len(references)
         missing = [len(references)]
 
         def done(index: int, future: concurrent.futures.Future[Any]) -> None:
             error = future.exception()
+            if actor is not None and isinstance(error, ray.exceptions.RayActorError):
+                # The actor may have been idle: nobody else would tell that it died.
+                self._post(ActorLost(*actor, _first_line(error)))
+                return
             answer = Failure(_first_line(error)) if error is not None else future.result()
             if isinstance(answer, Failure):
-                # A dead actor is told by its calls; here only a checkpoint that failed by itself counts.
-                if not isinstance(error, ray.exceptions.RayActorError):
-                    self._post(PersistFailed(task, attempt, answer.error))
+                self._post(PersistFailed(task, attempt, answer.error))
                 return
-            answers[index] = (answer, None) if isinstance(answer, Value) else answer
+            made[index] = answer
             missing[0] -= 1
             if missing[0] == 0:
-                outputs = [made[0] for made in answers]
-                states = [made[1] for made in answers]
-                self._post(Persisted(task, attempt, _group(outputs, grouped), _group(states, grouped)))
+                output = _group(made[: len(outputs)], grouped) if outputs else None
+                state = _group(made[len(outputs) :], grouped) if states else None
+                self._post(Persisted(task, attempt, output, state))
 
         for index, reference in enumerate(references):
             reference.future().add_done_callback(lambda future, index=index: done(index, future))
@@ -376,7 +378,8 @@ def _joined(reports: list[Report]) -> Report:
 def _loss(error: BaseException, task: str, attempt: int, actor: tuple[str, int] | None) -> Event:
     if actor is not None and isinstance(error, ray.exceptions.RayActorError):
         return ActorLost(actor[0], actor[1], _first_line(error))
-    if isinstance(error, ray.exceptions.RayTaskError):
+    if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, ray.exceptions.RayError):
+        # Bodies never raise here; this is a value that cannot travel. A cause of Ray's own is a lost input.
         return Failed(task, attempt, str(error))
     return Lost(task, attempt, _first_line(error))
 

@@ -389,6 +389,15 @@ class Journal:
         assert self._acked_at is not None
         return self._acked_at
 
+    def successor(self) -> Owner | None:
+        """Return who has written after this owner; an append of our own in flight is no successor."""
+        number = self.last_number + 1
+        found = self._store.get(journal_key(self._workflow_id, number))
+        if found is None:
+            return None
+        owner = decode_object(journal_key(self._workflow_id, number), found).header.owner
+        return None if owner == self._owner else owner
+
     def collect(self) -> None:
         """Delete the objects before the newest fold, but for the claims."""
         assert self._last is not None

@@ -249,6 +249,4 @@ class Complete:
     error: str | None = None
 
 
-Instruction = (
-    Submit | StartActor | StopActor | Persist | Append | Archive | Collect | Release | Wake | Complete
-)
+Instruction = Submit | StartActor | StopActor | Persist | Append | Archive | Collect | Release | Wake | Complete

@@ -101,9 +101,7 @@ def wait_until_claimable(
     return tail
 
 
-def looks_alive(
-    store: Store, workflow_id: str, owner: Owner, *, sleep: Callable[[float], None] = time.sleep
-) -> bool:
+def looks_alive(store: Store, workflow_id: str, owner: Owner, *, sleep: Callable[[float], None] = time.sleep) -> bool:
     """Guess without waiting for a lease whether somebody owns the workflow; for showing a status."""
     beat = read_heartbeat(store, workflow_id)
     if _gone(owner, beat):
@@ -119,6 +117,7 @@ class HeartbeatThread:
 
     def __init__(self, store: Store, workflow_id: str, nonce: str, lease_seconds: float) -> None:
         self._store = store
+        self._workflow_id = workflow_id
         self._key = heartbeat_key(workflow_id)
         self._beat = Heartbeat(nonce)
         self._seconds = lease_seconds / _BEATS_PER_LEASE
@@ -131,18 +130,19 @@ class HeartbeatThread:
         """End, and say that the owner is gone for good, so that nobody need wait for the lease."""
         self._stopped.set()
         self._thread.join()
-        self._beat = dataclasses.replace(self._beat, released=True)
-        self._try_put()
+        self._try_beat(dataclasses.replace(self._beat, released=True))
 
     def _run(self) -> None:
         while not self._stopped.wait(self._seconds):
-            self._beat = dataclasses.replace(self._beat, beat=self._beat.beat + 1)
-            self._try_put()
+            self._try_beat(dataclasses.replace(self._beat, beat=self._beat.beat + 1))
 
-    def _try_put(self) -> None:
+    def _try_beat(self, beat: Heartbeat) -> None:
         # Advisory only: an outage that matters shows itself at the next append.
         with contextlib.suppress(StorageUnavailable):
-            self._put()
+            seen = read_heartbeat(self._store, self._workflow_id)
+            if seen is None or seen.nonce == beat.nonce:
+                self._beat = beat
+                self._put()
 
     def _put(self) -> None:
         self._store.put(self._key, json.dumps(dataclasses.asdict(self._beat)).encode("ascii"))

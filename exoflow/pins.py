@@ -25,9 +25,7 @@ def _folder(workflow_id: str) -> str:
 
 
 @contextlib.contextmanager
-def pin(
-    store: Store, workflow_id: str, blobs: Iterable[Blob], *, seconds: float = DEFAULT_SECONDS
-) -> Iterator[None]:
+def pin(store: Store, workflow_id: str, blobs: Iterable[Blob], *, seconds: float = DEFAULT_SECONDS) -> Iterator[None]:
     """Keep blobs from being collected inside the block, and for at most ``seconds`` if this process dies."""
     key = f"{_folder(workflow_id)}/{uuid.uuid4().hex}"
     names = sorted({blob.name for blob in blobs})

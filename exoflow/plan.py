@@ -71,9 +71,13 @@ class ActorSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoopSpec:
-    """A loop's template. The first carry is either a constant or the output of ``carry_task``."""
+    """A loop's template. The first carry is either a constant or the output of ``carry_task``.
+
+    ``prefix`` goes before the ids of its tasks: nothing for a workflow's first loop, ``<id>/`` for others.
+    """
 
     id: str
+    prefix: str
     body: CodeRef
     carry: Encoded | None
     carry_task: str | None
@@ -157,7 +161,8 @@ def build(root: Node, metadata: Mapping[str, Any] | None = None) -> Plan:
     if not isinstance(root, Node):
         message = f"a workflow is made of bound tasks; got {type(root).__name__}, perhaps .bind() is missing"
         raise DefinitionError(message)
-    builder = _Builder(root, suffix="")
+    _check_metadata(metadata)
+    builder = _Builder(root)
     return Plan(
         builder.ids[root],
         tuple(builder.tasks),
@@ -181,7 +186,7 @@ def expand(spec: LoopSpec, body: Any, iteration: int, previous: str) -> Iteratio
     if not isinstance(root, TaskNode | CallNode):
         message = f"the body of loop {spec.id!r} must return a bound task or call, got {type(root).__name__}"
         raise DefinitionError(message)
-    builder = _Builder(root, suffix=f"[{iteration}]", carry=carry, carry_task=previous)
+    builder = _Builder(root, prefix=spec.prefix, suffix=f"[{iteration}]", carry=carry, carry_task=previous)
     if builder.loops:
         message = f"the body of loop {spec.id!r} contains a loop; give the inner one a workflow of its own"
         raise DefinitionError(message)
@@ -193,14 +198,20 @@ class _Builder:
     """Walks nodes depth first, names them in bind order and turns them into specs."""
 
     def __init__(
-        self, root: Node, *, suffix: str, carry: CarryNode | None = None, carry_task: str = ""
+        self,
+        root: Node,
+        *,
+        prefix: str = "",
+        suffix: str = "",
+        carry: CarryNode | None = None,
+        carry_task: str = "",
     ) -> None:
         self.tasks: list[TaskSpec] = []
         self.loops: list[LoopSpec] = []
         self.actors: dict[str, ActorSpec] = {}
         self.branches: list[str] = []
         self.ids: dict[Node, str] = {} if carry is None else {carry: carry_task}
-        self._suffix = suffix
+        self._prefix, self._suffix = prefix, suffix
         self._actor_ids: dict[int, str] = {}
         ordered = self._topological(root)
         self._name(ordered)
@@ -238,12 +249,18 @@ class _Builder:
         return ordered
 
     def _name(self, nodes: Sequence[Node]) -> None:
-        used: dict[str, int] = {}
+        taken: dict[str, int] = {}
         for node in sorted(nodes, key=lambda node: node.order):
             base = _base_name(node)
-            used[base] = used.get(base, 0) + 1
-            name = base if used[base] == 1 else f"{base}_{used[base]}"
-            self.ids[node] = name + self._suffix
+            if any(mark in base for mark in "[]/"):
+                message = f"a name must not contain '[', ']' or '/', which tell iterations apart: {base!r}"
+                raise DefinitionError(message)
+            name = base
+            while name in taken:
+                taken[base] += 1
+                name = f"{base}_{taken[base]}"
+            taken[name] = 1
+            self.ids[node] = f"{self._prefix}{name}{self._suffix}"
 
     def _add(self, node: Node) -> None:
         after = tuple(self.ids[upstream] for upstream in node.after)
@@ -256,9 +273,7 @@ class _Builder:
         spec = TaskSpec(self.ids[node], args, tuple(inputs), after, node.options)
         if isinstance(node, CallNode):
             stateful = node.actor.durable and not node.options.query
-            spec = dataclasses.replace(
-                spec, actor=self._actor(node.actor), method=node.method, stateful=stateful
-            )
+            spec = dataclasses.replace(spec, actor=self._actor(node.actor), method=node.method, stateful=stateful)
         else:
             spec = dataclasses.replace(spec, code=node.code)
         self.tasks.append(spec)
@@ -276,8 +291,9 @@ class _Builder:
         carry_task = self.ids[node.carry] if isinstance(node.carry, Node) else None
         return LoopSpec(
             self.ids[node],
+            f"{self.ids[node]}/" if self.loops else "",
             node.body,
-            None if carry_task is not None else encode(node.carry),
+            None if carry_task is not None else encode(rebuild(node.carry, _constant)),
             carry_task,
             after,
             node.max_in_flight,
@@ -312,6 +328,14 @@ class _Builder:
         return name
 
 
+def _check_metadata(metadata: Mapping[str, Any] | None) -> None:
+    try:
+        json.dumps(dict(metadata or {}))
+    except (TypeError, ValueError) as error:
+        message = f"metadata must be what JSON can hold: {error}"
+        raise DefinitionError(message) from error
+
+
 def _upstream(node: Node) -> list[Node]:
     if isinstance(node, LoopNode):
         return [node.carry] if isinstance(node.carry, Node) else []
@@ -327,6 +351,13 @@ def _upstream(node: Node) -> list[Node]:
     if isinstance(node, TaskNode | CallNode):
         rebuild([list(node.args), dict(node.kwargs)], note)
     return found
+
+
+def _constant(leaf: Any) -> Any:
+    if isinstance(leaf, Node | SnapshotNode):
+        message = "a loop's first carry is a value or one bound task; join several with a task of your own"
+        raise DefinitionError(message)
+    return leaf
 
 
 def _base_name(node: Node) -> str:
@@ -410,6 +441,7 @@ def _actor_from_json(shown: Mapping[str, Any]) -> ActorSpec:
 def _loop_to_json(spec: LoopSpec) -> dict[str, Any]:
     return {
         "id": spec.id,
+        "prefix": spec.prefix,
         "body": spec.body.to_json(),
         "carry": None if spec.carry is None else spec.carry.to_json(),
         "carry_task": spec.carry_task,
@@ -424,6 +456,7 @@ def _loop_to_json(spec: LoopSpec) -> dict[str, Any]:
 def _loop_from_json(shown: Mapping[str, Any]) -> LoopSpec:
     return LoopSpec(
         shown["id"],
+        shown["prefix"],
         CodeRef.from_json(shown["body"]),
         None if shown["carry"] is None else Encoded.from_json(shown["carry"]),
         shown["carry_task"],
@@ -435,13 +468,21 @@ def _loop_from_json(shown: Mapping[str, Any]) -> LoopSpec:
     )
 
 
-def _identity(shown: Any) -> Any:
+def _identity(shown: dict[str, Any]) -> dict[str, Any]:
     """Drop what may differ between two processes, or may be changed at a resume, without a new plan."""
-    if isinstance(shown, dict):
-        return {key: _identity(value) for key, value in shown.items() if key not in ("pickled", "replicas")}
-    if isinstance(shown, list):
-        return [_identity(item) for item in shown]
-    return shown
+    plain = dict(shown)
+    plain["tasks"] = [_without_pickle(task) for task in shown["tasks"]]
+    plain["loops"] = [_without_pickle(spec) for spec in shown["loops"]]
+    plain["actors"] = [{**_without_pickle(spec), "replicas": None} for spec in shown["actors"]]
+    return plain
+
+
+def _without_pickle(shown: dict[str, Any]) -> dict[str, Any]:
+    plain = dict(shown)
+    for field in ("code", "body", "archive"):
+        if plain.get(field) is not None:
+            plain[field] = {key: value for key, value in plain[field].items() if key != "pickled"}
+    return plain
 
 
 def difference(stored: Plan, given: Plan) -> list[str]:

@@ -261,14 +261,12 @@ class History:
         return {blob.name for record in records for blob in record.blobs}
 
     def newest_states(self) -> dict[str, Committed]:
-        """Return, by actor, the newest record that holds its state."""
-        newest: dict[str, Committed] = {}
-        for record in self.committed.values():
-            if record.actor is not None and record.state is not None:
-                known = newest.get(record.actor)
-                if known is None or record.iteration >= known.iteration:
-                    newest[record.actor] = record
-        return newest
+        """Return, by actor, the newest record that holds its state; calls commit in their order."""
+        return {
+            record.actor: record
+            for record in self.committed.values()
+            if record.actor is not None and record.state is not None
+        }
 
     def retire(self, retired: Retired) -> list[Committed]:
         """Drop the iterations up to ``retired`` and return the records dropped.
@@ -278,11 +276,7 @@ class History:
         kept = {retired.carry, *(record.task for record in self.newest_states().values())}
 
         def leaves(record: Committed | Intended) -> bool:
-            return (
-                record.loop == retired.loop
-                and record.iteration <= retired.iteration
-                and record.task not in kept
-            )
+            return record.loop == retired.loop and record.iteration <= retired.iteration and record.task not in kept
 
         dropped = [record for record in self.committed.values() if leaves(record)]
         dropped += [record for record in self.snapshots.values() if leaves(record)]

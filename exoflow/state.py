@@ -150,6 +150,7 @@ class LoopState:
     last_carry: str = ""
     done: int = 0
     produced: int = 0
+    known: int = 0
     ended_by: str | None = None
     iterations: dict[int, Iteration] = dataclasses.field(default_factory=dict)
     consumers: dict[str, None] = dataclasses.field(default_factory=dict)
@@ -209,9 +210,12 @@ class WorkflowState:
         self._actors: dict[str, ActorState] = {}
         self._loops: dict[str, LoopState] = {}
         self._deferred: list[TaskSpec] = []
+        self._read_later: set[str] = set()
+        self._unforced: list[Committed] = []
         self._buffered: list[Event] = []
         self._loops_above = _loops_above(plan)
         self._actors_after_loops = {task.actor for task in plan.tasks if self._loops_above[task.id]}
+        self._loops_before_loops = {above for loop in plan.loops for above in self._loops_above[loop.id]}
 
     # --- the outside ------------------------------------------------------------------------------------
 
@@ -278,7 +282,7 @@ class WorkflowState:
                     )
         for loop in self._loops.values():
             if loop.ended_by is None:
-                assert loop.next - 1 - loop.done <= loop.spec.max_in_flight, loop.spec.id
+                assert loop.next - 1 <= max(loop.done + loop.spec.max_in_flight, loop.known), loop.spec.id
 
     # --- building ---------------------------------------------------------------------------------------
 
@@ -296,16 +300,16 @@ class WorkflowState:
         iterations: list[Iteration] = []
         for loop in self._loops.values():
             self._open_loop(loop)
-            iterations += self._committed_iterations(loop)
+            if self._reachable(loop.spec.id):
+                iterations += self._committed_iterations(loop)
             loop.ended_by = self._ending(loop)
         for iteration in iterations:
             for actor_spec in iteration.actors:
                 self._add_actor(actor_spec)
-        self._deferred = [spec for spec in self._plan.tasks if not self._reachable(spec)]
+        self._defer([spec for spec in self._plan.tasks if not self._reachable(spec.id)])
         deferred = {spec.id for spec in self._deferred}
-        before = [spec for spec in self._plan.tasks if not self._loops_above[spec.id]]
-        after = [spec for spec in self._plan.tasks if self._loops_above[spec.id] and spec.id not in deferred]
-        specs = [*before, *(spec for iteration in iterations for spec in iteration.tasks), *after]
+        static = [spec for spec in self._plan.tasks if spec.id not in deferred]
+        specs = self._in_order(static, [spec for iteration in iterations for spec in iteration.tasks])
 
         branches = {*self._plan.branches, *(name for each in iterations for name in each.branches)}
         decided = self._decide(specs, branches)
@@ -314,14 +318,32 @@ class WorkflowState:
         for spec in specs:
             survivor = survivors.get(spec.id)
             self._register(spec, decided[spec.id], survivor, branch=spec.id in branches)
+        for spec in self._deferred:
+            self._note_needs(spec)
         for loop in self._loops.values():
             self._advance(loop)
+
+    def _in_order(self, static: Sequence[TaskSpec], repeated: Sequence[TaskSpec]) -> list[TaskSpec]:
+        """Merge tasks outside of loops with those of iterations, so that all come after their inputs."""
+        ordered: list[TaskSpec] = []
+        waiting, passed = list(static), set[str]()
+        for loop_id in (*self._loops, None):
+            ordered += [spec for spec in waiting if self._loops_above[spec.id] <= passed]
+            waiting = [spec for spec in waiting if not self._loops_above[spec.id] <= passed]
+            if loop_id is not None:
+                ordered += [spec for spec in repeated if spec.loop == loop_id]
+                passed.add(loop_id)
+        return ordered
 
     def _decide(self, specs: Sequence[TaskSpec], branches: set[str]) -> dict[str, Action]:
         """Choose what recovery does with each task, and what each durable actor starts from."""
         history = self._history
         open_loops = [loop for loop in self._loops.values() if loop.ended_by is None]
-        wanted = {self._plan.root, *branches, *(loop.last_carry for loop in open_loops)}
+        # Every carry is wanted, read or not: it says whether its loop goes on.
+        carries = {each.carry for loop in open_loops for each in loop.iterations.values()}
+        last = {loop.last_carry for loop in open_loops}
+        first = {name for loop in open_loops if loop.next == 1 for name in loop.spec.after}
+        wanted = {self._plan.root, *branches, *carries, *last, *first, *self._read_later}
         goes_on = set(self._actors) if open_loops or self._deferred else set()
         decided = actions(specs, history.committed, wanted, goes_on)
         states = history.newest_states()
@@ -332,9 +354,15 @@ class WorkflowState:
                 actor.base_token = "" if actor.restore is None else "restored"
         return decided
 
-    def _reachable(self, spec: TaskSpec) -> bool:
-        """Whether every loop above a static task has ended, so that the task may be laid out."""
-        return all(self._loops[name].ended_by is not None for name in self._loops_above[spec.id])
+    def _reachable(self, name: str) -> bool:
+        """Whether every loop above a static task or a loop has ended, so that it may be laid out."""
+        return all(self._loops[above].ended_by is not None for above in self._loops_above[name])
+
+    def _defer(self, specs: list[TaskSpec]) -> None:
+        """Note which tasks cannot be laid out before some loop has ended, and what they will read."""
+        self._deferred = specs
+        undone = [spec for spec in specs if spec.id not in self._history.committed]
+        self._read_later = {name for spec in undone for name in _upstream(spec)}
 
     def _add_actor(self, spec: ActorSpec) -> None:
         if spec.id in self._replicas and spec.replicas is not None:
@@ -350,10 +378,10 @@ class WorkflowState:
             loop.last_carry = loop.spec.carry_task or f"{loop.spec.id}[0]"
 
     def _committed_iterations(self, loop: LoopState) -> Iterator[Iteration]:
-        """Expand the iterations that the history knows something of, as far as they may be in flight."""
+        """Expand the iterations that the history knows something of."""
         records = self._history.committed.values()
-        newest = max((record.iteration for record in records if record.loop == loop.spec.id), default=0)
-        while loop.next <= newest and loop.next - 1 - loop.done < loop.spec.max_in_flight:
+        loop.known = max((record.iteration for record in records if record.loop == loop.spec.id), default=0)
+        while loop.next <= loop.known:
             number = loop.next
             iteration = self._expand_next(loop)
             record = self._history.committed.get(iteration.carry)
@@ -389,9 +417,7 @@ class WorkflowState:
             return
         self._orders += 1
         spec = TaskSpec(record.task, loop.spec.carry or _NO_ARGS, (), (), TaskOptions(), loop=loop.spec.id)
-        self._tasks[record.task] = TaskState(
-            spec, self._orders, Phase.PRODUCED, Durability.COMMITTED, record=record
-        )
+        self._tasks[record.task] = TaskState(spec, self._orders, Phase.PRODUCED, Durability.COMMITTED, record=record)
 
     def _register(
         self, spec: TaskSpec, action: Action, survivor: TaskState | None = None, *, branch: bool = False
@@ -404,12 +430,7 @@ class WorkflowState:
             producer = self._producer(upstream)
             consumers = self._loops[upstream].consumers if producer is None else producer.consumers
             consumers[spec.id] = None
-        for given in spec.inputs:
-            producer = self._producer(given.task)
-            if given.snapshot and producer is not None:
-                self._want_snapshot(producer)
-            elif spec.options.external and producer is not None:
-                self._want(producer)
+        self._note_needs(spec)
         actor = self._durable_actor(task)
         if actor is not None:
             if actor.calls:
@@ -438,6 +459,15 @@ class WorkflowState:
                     task.report = survivor.report
                 self._plan_checkpoint(task)
                 self._agenda.append(spec.id)
+
+    def _note_needs(self, spec: TaskSpec) -> None:
+        """Ask of a task's inputs what it needs to be durable: snapshots, and all inputs of an effect."""
+        for given in spec.inputs:
+            producer = self._producer(given.task)
+            if given.snapshot and producer is not None:
+                self._want_snapshot(producer)
+            elif spec.options.external and producer is not None:
+                self._want(producer)
 
     def _plan_checkpoint(self, task: TaskState) -> None:
         if task.durability is Durability.COMMITTED:
@@ -471,7 +501,7 @@ class WorkflowState:
             or loop.ended_by is not None
             or loop.next - 1 - loop.done >= spec.max_in_flight
             or (spec.iterations is not None and loop.next > spec.iterations)
-            or loop.last_carry not in self._tasks
+            or self._producer(loop.last_carry) is None
             or not all(self._finished_before(upstream) for upstream in spec.after)
         ):
             return False
@@ -482,6 +512,7 @@ class WorkflowState:
             record = self._history.committed.get(task.id)
             done = Action.REPLAY if task.stateful else Action.DONE
             self._register(task, Action.RUN if record is None else done, branch=task.id in iteration.branches)
+        self._advance(loop)
         return True
 
     def _try_start(self, task_id: str) -> None:
@@ -497,9 +528,7 @@ class WorkflowState:
         if task.options.external and not task.intended:
             if self._confirmed(task):
                 task.phase = Phase.INTENDING
-                self._pending_intents.append(
-                    Intended(task.id, self._key(task), task.spec.loop, task.spec.iteration)
-                )
+                self._pending_intents.append(Intended(task.id, self._key(task), task.spec.loop, task.spec.iteration))
             return
         self._submit(task)
 
@@ -526,15 +555,14 @@ class WorkflowState:
         if upstream is None or upstream.phase is Phase.SKIPPED:
             return upstream is not None
         committed = upstream.durability is Durability.COMMITTED
-        return committed or (
-            upstream.phase is Phase.PRODUCED and upstream.options.checkpoint is not Checkpoint.SYNC
-        )
+        return committed or (upstream.phase is Phase.PRODUCED and upstream.options.checkpoint is not Checkpoint.SYNC)
 
     def _actor_ready(self, task: TaskState) -> bool:
         actor = self._durable_actor(task)
         if actor is None:
             return True
-        if actor.spec.id in self._actors_after_loops and not self._confirmed(task):
+        outlives = actor.spec.id in self._actors_after_loops or task.spec.loop in self._loops_before_loops
+        if outlives and not self._confirmed(task):
             # A call past the end of the loop would leave a state that the calls after the loop must not see.
             return False
         previous = self._previous_call(actor, task)
@@ -566,9 +594,7 @@ class WorkflowState:
         task.held = True
         spec = task.spec
         sources = tuple(self._source(task, given) for given in spec.inputs)
-        self._out.append(
-            Submit(spec, task.attempt, sources, self._keep(task), self._key(task), self._call(task))
-        )
+        self._out.append(Submit(spec, task.attempt, sources, self._keep(task), self._key(task), self._call(task)))
         self._wake_consumers(task)
 
     def _source(self, task: TaskState, given: Input) -> Source:
@@ -649,6 +675,9 @@ class WorkflowState:
             return
         task.phase = Phase.PRODUCED
         task.report = event.report
+        if event.report.stop and self._carried_loop(task) is None:
+            self._fail(task.id, "it returned exoflow.stop, which only the task that makes a loop's carry may")
+            return
         if event.report.wants_checkpoint:
             self._want_snapshot(task)
         loop = self._carried_loop(task)
@@ -684,8 +713,8 @@ class WorkflowState:
                 self._ready.pop(void.id, None)
                 self._drop(void)
         carry.consumers.update(loop.consumers)
-        reachable = [spec for spec in self._deferred if self._reachable(spec)]
-        self._deferred = [spec for spec in self._deferred if not self._reachable(spec)]
+        reachable = [spec for spec in self._deferred if self._reachable(spec.id)]
+        self._defer([spec for spec in self._deferred if not self._reachable(spec.id)])
         for spec in reachable:
             action = Action.DONE if spec.id in self._history.committed else Action.RUN
             self._register(spec, action, branch=spec.id in self._plan.branches)
@@ -730,6 +759,9 @@ class WorkflowState:
         self._losses[task.id] = self._losses.get(task.id, 0) + 1
         if self._losses[task.id] > MAX_LOSSES:
             self._fail(task.id, f"its process died {MAX_LOSSES + 1} times: {event.reason}")
+        elif self._durable_actor(task) is not None:
+            # Other members may have run the call; only going back brings all to one state.
+            self._begin_rollback(f"{task.id} was lost: {event.reason}")
         else:
             self._retry(task)
 
@@ -805,6 +837,7 @@ class WorkflowState:
                 self._out.append(Release(task.id, task.attempt))
         self._agenda.clear()
         self._pending_intents.clear()
+        self._unforced.clear()
         self._build(survivors)
         for survivor in survivors.values():
             adopted = self._tasks.get(survivor.id)
@@ -918,7 +951,7 @@ class WorkflowState:
         if task.spec.loop is None:
             return True
         loop = self._loops[task.spec.loop]
-        return loop.produced >= task.spec.iteration - 1
+        return task.spec.iteration <= max(loop.produced + 1, loop.known)
 
     # --- the journal ------------------------------------------------------------------------------------
 
@@ -939,11 +972,11 @@ class WorkflowState:
                 assert task.record is not None
                 records.append(task.record)
         self._ready = {
-            task.id: task
-            for task in self._ready.values()
-            if Durability.READY in (task.durability, task.snapshot)
+            task.id: task for task in self._ready.values() if Durability.READY in (task.durability, task.snapshot)
         }
         fold = self._retire_for_fold() if self._appended_since_fold >= self._fold_every else False
+        if records:
+            records, self._unforced = [*self._unforced, *records], []
         if not records and not fold:
             final = self._final_record()
             if final is None:
@@ -1077,6 +1110,11 @@ class WorkflowState:
             last_on_actor = any(actor.calls and actor.calls[-1] == task.id for actor in self._actors.values())
             if not settled or last_on_actor or not self._consumers_settled(task):
                 return False
+        drawn = [task for task in tasks if _drawn(task)]
+        if any(self._kept_output(task) is None for task in drawn):
+            return False
+        # Whatever is appended later may stand on these, and must then not come before them.
+        self._unforced += [dataclasses.replace(self._record(task), output=self._kept_output(task)) for task in drawn]
         carry = self._tasks[iteration.carry]
         if carry.durability is Durability.UNWANTED and loop.spec.archive is not None:
             loop.rows.append(dataclasses.replace(self._record(carry), output=self._kept_output(carry)))
@@ -1098,6 +1136,8 @@ class WorkflowState:
         del self._tasks[task.id]
 
     def _consumers_settled(self, task: TaskState) -> bool:
+        if task.id in self._read_later:
+            return False
         return all(name not in self._tasks or self._tasks[name].phase in _SETTLED for name in task.consumers)
 
     def _release_around(self, task: TaskState) -> None:
@@ -1114,8 +1154,7 @@ class WorkflowState:
         if task.durability in (Durability.WANTED,) or task.snapshot is Durability.WANTED:
             return
         durable = task.durability is not Durability.UNWANTED or self._kept_output(task) is not None
-        loop = self._carried_loop(task)
-        newest = loop is not None and loop.last_carry == task.id
+        newest = any(self._producer(loop.last_carry) is task for loop in self._loops.values())
         if (newest or not task.options.deterministic or self._is_result(task)) and not durable:
             return
         task.held = False
@@ -1126,9 +1165,7 @@ class WorkflowState:
         retired_any = False
         for loop in self._loops.values():
             uncovered = [
-                actor.uncovered
-                for actor in self._actors.values()
-                if actor.durable and actor.uncovered is not None
+                actor.uncovered for actor in self._actors.values() if actor.durable and actor.uncovered is not None
             ]
             committed = loop.done
             upto = min(
@@ -1147,9 +1184,7 @@ class WorkflowState:
                 for record in self._history.committed.values()
                 if record.loop == loop.spec.id and first <= record.iteration <= upto
             ]
-            carry = next(
-                (record.task for record in leaving if record.carry and record.iteration == upto), None
-            )
+            carry = next((record.task for record in leaving if record.carry and record.iteration == upto), None)
             if carry is None:
                 continue
             dropped = self._history.retire(Retired(loop.spec.id, upto, carry))
@@ -1173,6 +1208,12 @@ def _complete(task: TaskState) -> bool:
     still = (Durability.WANTED, Durability.READY, Durability.WRITING)
     waits = task.branch and task.phase not in _SETTLED
     return not waits and task.durability not in still and task.snapshot not in still
+
+
+def _drawn(task: TaskState) -> bool:
+    """Whether a task's output exists nowhere else and would not come out the same again."""
+    uncommitted = task.phase is Phase.PRODUCED and task.durability is Durability.UNWANTED
+    return uncommitted and not task.options.deterministic
 
 
 def _upstream(spec: TaskSpec) -> Sequence[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from exoflow import worker
 from exoflow.blobs import Blobs
-from exoflow.controller import collect, expander, sweep, write_archive
+from exoflow.controller import blob_keys, collect, expander, sweep, write_archive
 from exoflow.errors import ExoflowError, WorkflowNotFound
 from exoflow.journal import Journal, Owner, Tail, read_journal
 from exoflow.messages import (
@@ -45,9 +45,9 @@ from exoflow.messages import (
     Woken,
 )
 from exoflow.plan import ActorSpec, Plan
-from exoflow.records import History, Record, Started, Status, Value
+from exoflow.records import History, Record, Started, Status
 from exoflow.state import WorkflowState
-from exoflow.storage import MemoryStore
+from exoflow.storage import LocalStore, MemoryStore
 from exoflow.worker import Failure, Member, Refusal
 
 WORKFLOW_ID = "simulated"
@@ -101,11 +101,18 @@ def _replay(log: list[LogEntry], objects: Mapping[str, bytes]) -> tuple[dict[str
     return kept, list(flying.values())
 
 
+def _objects(store: MemoryStore | LocalStore) -> dict[str, bytes]:
+    if isinstance(store, MemoryStore):
+        return dict(store.objects)
+    found = {key: store.get(key) for key in store.list("workflows")}
+    return {key: data for key, data in found.items() if data is not None}
+
+
 class _Capture(MemoryStore):
     """Reads through to a store, but keeps writes and deletions back."""
 
-    def __init__(self, below: MemoryStore) -> None:
-        super().__init__(dict(below.objects))
+    def __init__(self, below: MemoryStore | LocalStore) -> None:
+        super().__init__(_objects(below))
         self.writes: list[tuple[str, bytes]] = []
         self.deletions: list[str] = []
 
@@ -149,6 +156,8 @@ class Simulation:
         The workflow.
     objects : dict, optional
         What the store holds; a crash's leftovers, or nothing.
+    store : MemoryStore or LocalStore, optional
+        The store itself, instead of ``objects``.
     seed : int
         Decides the order of everything and where faults strike.
     faults : Faults
@@ -166,10 +175,11 @@ class Simulation:
         faults: Faults | None = None,
         fold_every: int = 8,
         core: type[WorkflowState] = WorkflowState,
+        store: MemoryStore | LocalStore | None = None,
     ) -> None:
         self.random = random.Random(seed)
         self.faults = faults or Faults()
-        self.store = MemoryStore(dict(objects or {}))
+        self.store = store or MemoryStore(dict(objects or {}))
         self.log: list[LogEntry] = []
         self.end: Complete | None = None
         self.now = 1000.0
@@ -180,12 +190,13 @@ class Simulation:
         tail = self._tail()
         first: list[Record] = [Started(plan.digest, "nonce", self.now)] if tail is None else []
         owner = Owner("simulated", "boot", 1, 1, f"owner-{seed}")
+        found = blob_keys(self.store, WORKFLOW_ID)
         self.journal = Journal(self.store, WORKFLOW_ID, owner, self._nonce)
         self._write_now(lambda store: self._journal_on(store).claim(tail, first))
         history = History() if tail is None else tail.history
         history.reopen()
         history.add(first)
-        sweep(self.store, WORKFLOW_ID, history.blobs())
+        sweep(self.store, WORKFLOW_ID, found, history.blobs())
         self.core = core(plan, history, expander(), fold_every=fold_every)
         self._values: dict[tuple[str, int], list[Any]] = {}
         self._members: dict[str, tuple[ActorSpec, int, Member]] = {}
@@ -194,6 +205,7 @@ class Simulation:
         self._events: list[Event] = []
         self._to_write: list[Archive | Append | Collect] = []
         self._writing = False
+        self._appending = False
         self.executions: list[str] = []
 
     def run(self) -> Status:
@@ -214,9 +226,7 @@ class Simulation:
         committed = tail.history.committed
         root = committed.get(self._plan.root)
         if root is None:
-            carries = [
-                record for record in committed.values() if record.loop == self._plan.root and record.carry
-            ]
+            carries = [record for record in committed.values() if record.loop == self._plan.root and record.carry]
             root = max(carries, key=lambda record: record.iteration)
         assert root.output is not None
         return Blobs(self.store, WORKFLOW_ID).load(root.output)
@@ -250,6 +260,8 @@ class Simulation:
 
     def _deliver(self, event: Event) -> None:
         self._events.remove(event)
+        if isinstance(event, Appended):
+            self._appending = False
         self._obey(self.core.apply(event))
         self.core.check_invariants()
 
@@ -272,6 +284,9 @@ class Simulation:
                 case Persist():
                     self._persist(order)
                 case Append() | Archive() | Collect():
+                    if isinstance(order, Append):
+                        assert not self._appending, "two appends in flight"
+                        self._appending = True
                     self._to_write.append(order)
                 case Release():
                     self._values.pop((order.task, order.attempt), None)
@@ -298,6 +313,9 @@ class Simulation:
             self._events.append(Lost(*name, "simulated"))
             return
         self.executions.append(order.spec.id)
+        if order.spec.options.external:
+            intended = read_journal(self.store, WORKFLOW_ID).history.intended
+            assert order.spec.id in intended, f"{order.spec.id} ran before its intent was durable"
         values = [value for cell in inputs for value in cell]
         capture = _Capture(self.store)
         job = worker.make_job(order, WORKFLOW_ID, "memory://", [None] * len(values))
@@ -338,11 +356,11 @@ class Simulation:
         name = (order.task, order.attempt)
         task = self.core.task(order.task)
         assert task is not None
-        if task.spec.actor is None:
+        if not order.state:
             value = self._values[name][0]
             self._pending.append(lambda: self._persist_output(order, value))
         else:
-            known = self._members.get(task.spec.actor)
+            known = self._members.get(task.spec.actor or "")
             if known is not None:
                 self._pending.append(lambda: self._persist_call(order, known[2]))
 
@@ -361,8 +379,13 @@ class Simulation:
             return
         capture = _Capture(self.store)
         member.blobs = Blobs(capture, WORKFLOW_ID)
-        output: Value | None
-        output, state = member.persist(order.attempt, output=order.output, state=order.state)
+        output = None
+        if order.output:
+            value = self._values[order.task, order.attempt][0]
+            output = worker.persist_output(WORKFLOW_ID, "memory://", value, capture)
+        state = member.persist(order.attempt)
+        assert not isinstance(output, Failure)
+        assert not isinstance(state, Failure)
         event = Persisted(order.task, order.attempt, output, state)
         self._land_then(capture.writes, lambda: self._events.append(event))
 

@@ -11,7 +11,7 @@ from exoflow.blobs import Blobs
 from exoflow.journal import workflow_folder
 from exoflow.records import Committed
 
-_NAME = re.compile(r"(?P<base>.*)\[\d+\]")
+_NAME = re.compile(r"(?:.*/)?(?P<base>.*)\[\d+\]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,3 +62,22 @@ def archive_folder(workflow_id: str, loop: str) -> str:
 def archive_key(workflow_id: str, loop: str, first: int, last: int) -> str:
     """Return the key of the archive object of iterations ``first`` to ``last``."""
     return f"{archive_folder(workflow_id, loop)}/{first:012d}-{last:012d}"
+
+
+def archive_tiles(keys: Iterable[str], last: int | None) -> list[str]:
+    """Return those archive objects that together hold every iteration up to ``last`` once, in order.
+
+    An owner that died between an archive object and its fold leaves one that overlaps with those of its
+    successor; where they end alike they hold the same. None: up to the last that was archived.
+    """
+    ending: dict[int, tuple[int, str]] = {}
+    for key in keys:
+        first, _, end = key.rsplit("/", 1)[1].partition("-")
+        ending[int(end)] = (int(first), key)
+    tiles: list[str] = []
+    following = max(ending, default=0) if last is None else last
+    while following in ending:
+        first_of, key = ending[following]
+        tiles.append(key)
+        following = first_of - 1
+    return tiles[::-1]

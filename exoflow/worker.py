@@ -94,9 +94,7 @@ def make_job(order: Submit, workflow_id: str, store_uri: str, members: Sequence[
     """Turn a submission into what travels; ``members`` says how many values each live input is."""
     counts = iter(members)
     inputs = tuple(
-        LiveInput(next(counts), source.after_loop)
-        if isinstance(source.value, Live)
-        else StoredInput(source.value)
+        LiveInput(next(counts), source.after_loop) if isinstance(source.value, Live) else StoredInput(source.value)
         for source in order.sources
     )
     spec, call = order.spec, order.call
@@ -246,9 +244,7 @@ def run_task(job: Job, values: Sequence[Any], store: Store | None = None) -> tup
         return Unavailable(), Failure(traceback.format_exc(limit=-20))
 
 
-def persist_output(
-    workflow_id: str, store_uri: str, value: Any, store: Store | None = None
-) -> Value | Failure:
+def persist_output(workflow_id: str, store_uri: str, value: Any, store: Store | None = None) -> Value | Failure:
     """Make the value of a finished attempt durable."""
     blobs = Blobs(store or store_at(store_uri), workflow_id)
     return _durable_or_failure(lambda: blobs.durable(encode(_plain(value))))
@@ -324,7 +320,6 @@ class Member:
         self._object: Any = None
         self._start_error: str | None = None
         self._failed = False
-        self._held: dict[int, Any] = {}
         self._captured: dict[int, Callable[[], Value]] = {}
         self._defer = defer
         self.token = "" if restore is None else "restored"
@@ -371,22 +366,17 @@ class Member:
             return Unavailable(), Failure(traceback.format_exc(limit=-20))
         report = answer[1]
         assert isinstance(report, Report)
-        if report.output is None and job.keep is not Keep.NONE:
-            self._held[job.attempt] = value
         return value, dataclasses.replace(report, state=state)
 
-    def persist(self, attempt: int, *, output: bool, state: bool) -> tuple[Value | None, Value | None]:
-        """Make what a call left behind durable: its output, the captured state, or both."""
-        made = None
-        if output:
-            made = self.blobs.durable(encode(_plain(self._held.pop(attempt))))
-        return made, self._captured.pop(attempt)() if state else None
+    def persist(self, attempt: int) -> Value | Failure:
+        """Make durable the state that a call captured."""
+        return _durable_or_failure(self._captured.pop(attempt))
 
     def _capture(self, attempt: int) -> Value | None:
         """Capture the state; return it if it is small, else let it become durable behind the call."""
         captured = self._object.capture()
         persist = getattr(self._object, "persist", None)
-        if persist is None:
+        if persist is None and self._spec.members == 1:
             encoded = encode(captured)
             if len(encoded.data) <= INLINE_BYTES:
                 return Value.inline(encoded)

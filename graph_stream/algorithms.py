@@ -63,9 +63,7 @@ class Parameters:
             message = f"fixed point bits must lie in 24..40, got {self.fixed_point_bits!r}"
             raise ValueError(message)
         if self.format_version != FORMAT_VERSION:
-            message = (
-                f"format version {self.format_version!r} is unknown here; this release has {FORMAT_VERSION}"
-            )
+            message = f"format version {self.format_version!r} is unknown here; this release has {FORMAT_VERSION}"
             raise ValueError(message)
 
     @property
@@ -92,9 +90,7 @@ class Parameters:
 
 
 @compiled
-def share(
-    degree: Int, contribution: Int, influence: Int, probability: float, threshold: float, scale: float
-) -> Int:
+def share(degree: Int, contribution: Int, influence: Int, probability: float, threshold: float, scale: float) -> Int:
     """Return the contribution a vertex ought to have emitted: the rule (design, section 5).
 
     All arithmetic is float64, one correctly rounded operation at a time, so that every machine and every

@@ -44,11 +44,7 @@ def bucket_of(lag: float) -> Int:
     mantissa, exponent = math.frexp(lag)
     if exponent > HIGHEST_EXPONENT:
         return BUCKETS - 1
-    return (
-        (exponent - LOWEST_EXPONENT) * BUCKETS_PER_OCTAVE
-        + int((mantissa - 0.5) * (2 * BUCKETS_PER_OCTAVE))
-        + 1
-    )
+    return (exponent - LOWEST_EXPONENT) * BUCKETS_PER_OCTAVE + int((mantissa - 0.5) * (2 * BUCKETS_PER_OCTAVE)) + 1
 
 
 def upper_edge(bucket: int) -> float:

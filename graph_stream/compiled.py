@@ -44,8 +44,6 @@ def compiled(function: Function) -> Function:
     function
         A numba dispatcher; its ``py_func`` is the function as written.
     """
-    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True, _nrt=False)(
-        function
-    )
+    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True, _nrt=False)(function)
     dispatcher._cache._cache_file._source_stamp = _STAMP
     return cast(Function, dispatcher)

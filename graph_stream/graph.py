@@ -123,9 +123,7 @@ class PartitionState:
             + self._storage.degrees.nbytes
         )
 
-    def apply(
-        self, epoch: int, src: Longs, dst: Longs, op: npt.NDArray[np.int8], exchange: Exchange
-    ) -> EpochResult:
+    def apply(self, epoch: int, src: Longs, dst: Longs, op: npt.NDArray[np.int8], exchange: Exchange) -> EpochResult:
         """Apply the records of an epoch and bring the influence up to date.
 
         Parameters
@@ -163,9 +161,7 @@ class PartitionState:
             self._recount()
         inserted = links.record[links.change > 0]
         deleted = links.record[links.change < 0]
-        self._changes = Changes(
-            src[inserted], dst[inserted], src[deleted], dst[deleted], vertex, contribution
-        )
+        self._changes = Changes(src[inserted], dst[inserted], src[deleted], dst[deleted], vertex, contribution)
         self.result = self._summarise(
             epoch,
             inserted=len(inserted),
@@ -178,9 +174,7 @@ class PartitionState:
         )
         return self.result
 
-    def _run_rounds(
-        self, epoch: int, links: Links, exchange: Exchange, gone: list[Slots]
-    ) -> tuple[int, int, bool]:
+    def _run_rounds(self, epoch: int, links: Links, exchange: Exchange, gone: list[Slots]) -> tuple[int, int, bool]:
         """Run rounds until one does nothing anywhere.
 
         Appends to ``gone`` the slots that lost a follower on another member's word. Returns the number of
@@ -329,14 +323,10 @@ class PartitionState:
             If this state has seen an epoch, or ``changes`` is not a whole state.
         """
         if self.epoch or self.edges or epoch < 0:
-            message = (
-                f"epoch {epoch} cannot be restored into a state at epoch {self.epoch} with {self.edges} edges"
-            )
+            message = f"epoch {epoch} cannot be restored into a state at epoch {self.epoch} with {self.edges} edges"
             raise ValueError(message)
         if len(changes.deleted_src):
-            message = (
-                f"a whole state has no deletes, this one has {len(changes.deleted_src)}: merge with base=True"
-            )
+            message = f"a whole state has no deletes, this one has {len(changes.deleted_src)}: merge with base=True"
             raise ValueError(message)
         self._load(changes)
         kernels.spread(self._vertices, self._storage, self._vertices.influence)
@@ -362,9 +352,7 @@ class PartitionState:
             message = f"not a whole state: a contribution without an edge; {error}"
             raise ValueError(message) from error
 
-    def _ghost_message(
-        self, epoch: int, influence: Longs, followers: npt.NDArray[np.integer[Any]]
-    ) -> Message:
+    def _ghost_message(self, epoch: int, influence: Longs, followers: npt.NDArray[np.integer[Any]]) -> Message:
         """Tell the owners of all ghosts what their followers here add up to."""
         ghosts = self._adjacency.ghost_slots()
         ids = self._vertices.id[ghosts]

@@ -75,13 +75,13 @@ def archive(iterations: Sequence[exoflow.IterationView]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read(view: exoflow.LoopView) -> list[dict[str, Any]]:
+def read(view: exoflow.LoopView, checkpoint: str) -> list[dict[str, Any]]:
     """Return all committed epochs of a run in order.
 
     Returns
     -------
     list of dict
-        ``epoch``, ``row``, ``committed_at`` (None while nobody knows it), ``bytes`` (of the checkpoint; None
+        ``epoch``, ``row``, ``committed_at`` (None where an owner died before it could tell), ``bytes`` (of the checkpoint; None
         where the epoch has none) and ``batch`` (the output of its offline batch, or None).
     """
     entries: dict[int, dict[str, Any]] = {}
@@ -91,11 +91,17 @@ def read(view: exoflow.LoopView) -> list[dict[str, Any]]:
             entries[entry["epoch"]] = entry
     for entry in _entries(view.iterations):
         entries[entry["epoch"]] = entry
-    for entry in entries.values():
-        if entry["committed_at"] is None and view.finished_at is not None:
-            # Committed with the end of the run, as all epochs are in mode none.
+    for iteration in view.iterations:
+        if "batch" in iteration.tasks and iteration.number in entries:
+            # In mode none a batch is committed long before its epoch is, and lies beside it.
+            entries[iteration.number]["batch"] = iteration.tasks["batch"].output
+    ordered = [entries[epoch] for epoch in sorted(entries)]
+    if checkpoint == "none":
+        for entry in ordered:
             entry["committed_at"] = view.finished_at
-    return [entries[epoch] for epoch in sorted(entries)]
+    elif ordered and ordered[-1]["committed_at"] is None:
+        ordered[-1]["committed_at"] = view.finished_at
+    return ordered
 
 
 def _entries(iterations: Iterable[exoflow.IterationView]) -> list[dict[str, Any]]:

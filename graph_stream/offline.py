@@ -105,9 +105,7 @@ def compare_with(state: PartitionState, e: float, folder: Path, relative_error: 
     """Compare a rebuilt online state with the exact answer in a batch's output folder."""
     exact = pq.read_table(folder, columns=["vertex", "influence"])
     vertex, influence = state.scores()
-    return compare(
-        vertex, influence, e, exact["vertex"].to_numpy(), exact["influence"].to_numpy(), relative_error
-    )
+    return compare(vertex, influence, e, exact["vertex"].to_numpy(), exact["influence"].to_numpy(), relative_error)
 
 
 def output_name(epoch: int) -> str:

@@ -28,11 +28,7 @@ def mix64(value: np.uint64) -> np.uint64:
 @compiled
 def member_of(vertex: np.int64, partitions: Int) -> Int:
     """Return the index of the member that owns ``vertex`` among ``partitions`` members."""
-    return (
-        np.int64(mix64(np.uint64(vertex)) & np.uint64(VIRTUAL_PARTITIONS - 1))
-        * partitions
-        // VIRTUAL_PARTITIONS
-    )
+    return np.int64(mix64(np.uint64(vertex)) & np.uint64(VIRTUAL_PARTITIONS - 1)) * partitions // VIRTUAL_PARTITIONS
 
 
 @compiled

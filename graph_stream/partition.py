@@ -15,7 +15,6 @@ from typing import Any
 import exoflow
 from graph_stream import snapshot
 from graph_stream.config import RunConfig
-from graph_stream.epoch import EpochResult
 from graph_stream.graph import PartitionState, warm_up
 from graph_stream.ownership import virtual_range
 from graph_stream.reader import Records
@@ -41,9 +40,7 @@ class Partition:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
         context = exoflow.context()
-        self._state = PartitionState(
-            self._config.parameters(), context.member, context.members, self._config.threads
-        )
+        self._state = PartitionState(self._config.parameters(), context.member, context.members, self._config.threads)
         # In mode none no delta is ever written, so none is kept; a forced snapshot takes everything.
         self._keeps_deltas = self._config.checkpoint != "none"
         self._uncaptured: list[Changes] = []
@@ -139,13 +136,11 @@ def load(states: Sequence[dict[str, Any]], read_blob: ReadBlob, share: range | N
     whole = Changes.none()
     for state in states:
         parts = [
-            snapshot.decode(read_blob(entry.blob), share)
-            for entry in Manifest.from_json(state["entries"]).entries
+            snapshot.decode(read_blob(entry.blob), share) for entry in Manifest.from_json(state["entries"]).entries
         ]
         # Shares of members are disjoint, so this only puts them side by side.
         whole = reduce(lambda older, newer: snapshot.merge(older, newer, base=True), parts, whole)
     return whole
-
 
 
 def _write(context: Any, changes: Changes, first_epoch: int, last_epoch: int) -> Entry:

@@ -29,6 +29,7 @@ from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
 from graph_stream.partition import Partition
 from graph_stream.reader import Reader
+from ingest import Source
 
 MAX_IN_FLIGHT = 4
 LOOP = "epochs"
@@ -41,9 +42,7 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     options = RunConfig.from_json(config)
     mode = options.checkpoint
     reader = Reader.options(name="reader", checkpoint=mode).bind(config)
-    partitions = Partition.options(
-        name="partitions", replicas=options.partitions, checkpoint=mode
-    ).bind(config)
+    partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=mode).bind(config)
 
     cut = reader.cut.bind(i)
     records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
@@ -75,12 +74,20 @@ class Pipeline:
 
     Parameters
     ----------
-    config : RunConfig
-        What to do.
+    *sources : str or Source
+        Where the records come from; sources are opened again, by URI, where they are read.
+    **options
+        The options of `RunConfig`.
+
+    Raises
+    ------
+    ConfigError
+        When an option has a value it cannot have.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config.checked()
+    def __init__(self, *sources: str | Source, **options: Any) -> None:
+        uris = tuple(source if isinstance(source, str) else source.uri for source in sources)
+        self.config = RunConfig(uris, **options).checked()
 
     def loop(self) -> Node:
         """Return the run as a loop of the engine."""
@@ -168,7 +175,7 @@ class _RowObserver:
             self._progress(json.loads(output.data))
 
     def committed(self, records: Sequence[Any], at: float) -> None:
-        """Commits show in the rows that are read back."""
+        """Do nothing: commits show in the rows that are read back."""
 
 
 def _observer(progress: Progress | None) -> Observer | None:

@@ -28,7 +28,13 @@ def name(epoch: int) -> str:
 def encode(bad: Sequence[BadRecord]) -> bytes:
     """Return bad records as Parquet bytes with the columns of `SCHEMA`."""
     rows = [
-        {"source": each.source, "split": each.split, "offset": each.offset, "raw": each.raw, "reason": each.reason}
+        {
+            "source": each.source,
+            "split": each.split,
+            "offset": each.offset,
+            "raw": each.raw,
+            "reason": each.reason,
+        }
         for each in bad
     ]
     sink = pa.BufferOutputStream()

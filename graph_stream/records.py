@@ -58,9 +58,7 @@ def check_records(src: Longs, dst: Longs, op: npt.NDArray[np.int8]) -> None:
 
 
 @compiled
-def select(
-    src: Longs, dst: Longs, index: Int, partitions: Int, table: Slots, last: Longs
-) -> tuple[int, int, int]:
+def select(src: Longs, dst: Longs, index: Int, partitions: Int, table: Slots, last: Longs) -> tuple[int, int, int]:
     """Find, among one member's records, the last one of each distinct edge.
 
     Parameters
@@ -188,9 +186,7 @@ def link(
 
 
 @compiled
-def follow(
-    vertices: Vertices, storage: Storage, followed: Longs, change: Longs, begin: int
-) -> tuple[int, int]:
+def follow(vertices: Vertices, storage: Storage, followed: Longs, change: Longs, begin: int) -> tuple[int, int]:
     """Change the number of followers of owned vertices; return position and shortage as :func:`link` does."""
     for i in range(begin, len(followed)):
         slot = find(vertices, storage, followed[i])
@@ -327,9 +323,7 @@ class Adjacency:
         slots = np.empty(len(ids), np.int32)
         find_all(self.vertices, self.storage, flat(ids), slots)
         if len(slots) and slots.min() < 0:
-            message = (
-                f"vertex {ids[slots.argmin()]} has no edge at partition {self.index} of {self.partitions}"
-            )
+            message = f"vertex {ids[slots.argmin()]} has no edge at partition {self.index} of {self.partitions}"
             raise UnknownVertex(message)
         return slots
 

@@ -184,9 +184,7 @@ def _conform(table: pa.Table, schema: pa.Schema, owner: Mapping[str, str], what:
             faults.append(f"{field.name} is {found[field.name]}, expected {field.type}")
         elif table[field.name].null_count and not field.nullable:
             faults.append(f"{field.name} has {table[field.name].null_count} nulls")
-        elif strangers := [
-            v for v in table[field.name].unique().to_pylist() if v != owner.get(field.name, v)
-        ]:
+        elif strangers := [v for v in table[field.name].unique().to_pylist() if v != owner.get(field.name, v)]:
             faults.append(f"{field.name} holds {strangers[0]!r}, expected {owner[field.name]!r}")
     if faults:
         message = f"{what} do not fit their schema: {'; '.join(faults)}"

@@ -46,9 +46,7 @@ def run_labels(runs: Sequence[RunReport], labels: Mapping[str, str] | None = Non
     names = {}
     for run in runs:
         label = MODE_LABELS[run.checkpoint]
-        names[run.run_id] = wanted.get(
-            run.run_id, label if modes[run.checkpoint] == 1 else f"{label} {run.run_id}"
-        )
+        names[run.run_id] = wanted.get(run.run_id, label if modes[run.checkpoint] == 1 else f"{label} {run.run_id}")
     if len(names) < len(runs):
         twice = next(run_id for run_id, count in Counter(run.run_id for run in runs).items() if count > 1)
         message = f"run {twice!r} is in the report twice; name each run once"
@@ -64,9 +62,7 @@ def run_labels(runs: Sequence[RunReport], labels: Mapping[str, str] | None = Non
     return names
 
 
-def percentile_table(
-    runs: Sequence[RunReport], warmup: int = 0, labels: Mapping[str, str] | None = None
-) -> str:
+def percentile_table(runs: Sequence[RunReport], warmup: int = 0, labels: Mapping[str, str] | None = None) -> str:
     """Tabulate latency and commit latency, with ratios to the run without checkpoints where there is one.
 
     Parameters
@@ -181,16 +177,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns:
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     sides = [str.ljust if column < text_columns else str.rjust for column in range(len(widths))]
     lines = [[pad(cell, width) for pad, cell, width in zip(sides, row, widths, strict=True)] for row in cells]
-    rule = [
-        "-" * (width - 1) + ("-" if pad is str.ljust else ":")
-        for pad, width in zip(sides, widths, strict=True)
-    ]
+    rule = ["-" * (width - 1) + ("-" if pad is str.ljust else ":") for pad, width in zip(sides, widths, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
-def _latency_table(
-    runs: Sequence[RunReport], names: Mapping[str, str], baseline: RunReport | None, warmup: int
-) -> str:
+def _latency_table(runs: Sequence[RunReport], names: Mapping[str, str], baseline: RunReport | None, warmup: int) -> str:
     header = ["label", "run", "checkpoint", "epochs", "edges/s", "p50", "p90", "p99", "p99.9", "max"]
     header += [f"{name} ratio" for name in ("p50", "p99") if baseline]
     base = latency_summary(baseline.epochs, warmup=warmup) if baseline else {}
@@ -226,14 +217,8 @@ def _commit_table(runs: Sequence[RunReport], names: Mapping[str, str], warmup: i
     return markdown(header, rows, text_columns=3)
 
 
-def _notes(
-    runs: Sequence[RunReport], names: Mapping[str, str], baseline: RunReport | None, warmup: int
-) -> list[str]:
-    notes = [
-        f"Epochs 1 to {warmup:,} are warm-up and left out."
-        if warmup > 0
-        else "No warm-up: every epoch counts."
-    ]
+def _notes(runs: Sequence[RunReport], names: Mapping[str, str], baseline: RunReport | None, warmup: int) -> list[str]:
+    notes = [f"Epochs 1 to {warmup:,} are warm-up and left out." if warmup > 0 else "No warm-up: every epoch counts."]
     for run in runs:
         if not after_warmup(run.epochs, warmup).num_rows:
             count = run.epochs.num_rows

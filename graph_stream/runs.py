@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 import exoflow
-from exoflow.blobs import Blobs
+from exoflow.blobs import Blobs, object_key
 from exoflow.pins import pin
 from exoflow.storage import Store, open_store
-from graph_stream import ledger
+from graph_stream import ledger, snapshot
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.graph import PartitionState
+from graph_stream.offline import batch_inputs
 from graph_stream.partition import load
 from graph_stream.pipeline import LOOP
 from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, latency_summary
@@ -93,7 +95,7 @@ def open_run(run_id: str, store: str) -> Run:
         message = f"{run_id!r} is a workflow, but not a run of graph-stream"
         raise ConfigError(message)
     config = RunConfig.from_json(view.plan.metadata["config"])
-    return Run(run_id, open_store(store), config, view, ledger.read(view))
+    return Run(run_id, open_store(store), config, view, ledger.read(view, config.checkpoint))
 
 
 # --- snapshots and scores ---------------------------------------------------------------------------------
@@ -172,9 +174,7 @@ def _replay(run: Run, state: PartitionState, base: int, epoch: int) -> None:
     if base == epoch:
         return
     cuts = {
-        iteration.number: iteration.tasks["cut"].output
-        for iteration in run.view.iterations
-        if "cut" in iteration.tasks
+        iteration.number: iteration.tasks["cut"].output for iteration in run.view.iterations if "cut" in iteration.tasks
     }
     sources = [open_source(uri, run.config.columns) for uri in run.config.sources]
     with EpochReader(sources, run.config.epoch_edges) as reader:
@@ -184,6 +184,31 @@ def _replay(run: Run, state: PartitionState, base: int, epoch: int) -> None:
                 raise EpochNotFound(message)
             batch = reader.read(cuts[number]["begin"])
             state.apply(number, batch.src, batch.dst, batch.op, alone)
+
+
+@contextlib.contextmanager
+def batch_files(run: Run, epoch: int, scratch: Path) -> Iterator[list[tuple[str, int]]]:
+    """Yield the snapshot files of an epoch with their order, for a Spark job; pinned while they are read.
+
+    For an epoch without a snapshot of its own the state is rebuilt and written to ``scratch``.
+    """
+    with snapshot_of(run, epoch) as (states, base):
+        if base == epoch:
+            blobs = Blobs(run.store, run.run_id)
+            yield batch_inputs(states, lambda blob: blobs.path(blobs.key(blob)))
+            return
+    rebuilt = scratch / "snapshot.parquet"
+    rebuilt.write_bytes(snapshot.encode(state_at(run, epoch).capture_all(), 1, epoch))
+    yield [(str(rebuilt), epoch)]
+
+
+def object_path(run: Run, name: str) -> Path:
+    """Return the path of a run's named object; raises ConfigError where the store is no local folder."""
+    path = Blobs(run.store, run.run_id).path(object_key(run.run_id, name))
+    if path is None:
+        message = f"batches need a store in a local folder, not {run.store.uri}"
+        raise ConfigError(message)
+    return path
 
 
 def scores(run: Run, epoch: int) -> pa.Table:
@@ -224,9 +249,10 @@ def top(table: pa.Table, k: int) -> pa.Table:
 # --- tables for reports -----------------------------------------------------------------------------------
 
 
-def report_of(run: Run, versions: str = "{}") -> RunReport:
+def report_of(run: Run, environment: Mapping[str, str] | None = None) -> RunReport:
     """Return the rows of a run in the form that reports take."""
     mode = run.config.checkpoint
+    versions = json.dumps(dict(environment or {}), sort_keys=True)
     epochs = [_report_row(run, entry, versions) for entry in run.entries]
     batches = [
         {
@@ -241,7 +267,7 @@ def report_of(run: Run, versions: str = "{}") -> RunReport:
         mode,  # type: ignore[arg-type]
         pa.Table.from_pylist(epochs, EPOCH_SCHEMA),
         pa.Table.from_pylist(batches, BATCH_SCHEMA),
-        {},
+        dict(environment or {}),
     )
 
 
@@ -282,9 +308,7 @@ def summary(run: Run) -> dict[str, Any]:
         "epochs": run.newest,
         "edges": 0 if last is None else last["total_records"],
         "rejected": 0 if last is None else last["total_rejected"],
-        "batches": sum(
-            1 for entry in run.entries if entry["batch"] is not None and "error" not in entry["batch"]
-        ),
+        "batches": sum(1 for entry in run.entries if entry["batch"] is not None and "error" not in entry["batch"]),
         "state_hash": None if last is None else last["state_hash"],
         "error_bound": None if last is None else last["error_bound"],
         "latency_ms": latency_summary(epochs, "latency_ms"),

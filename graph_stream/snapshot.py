@@ -177,9 +177,7 @@ def _header(file: pq.ParquetFile) -> Header:
         raise CorruptSnapshot(message)
     header = json.loads(metadata[_METADATA_KEY])
     if header["format_version"] != FORMAT_VERSION:
-        message = (
-            f"snapshot has format version {header['format_version']}, this release reads {FORMAT_VERSION}"
-        )
+        message = f"snapshot has format version {header['format_version']}, this release reads {FORMAT_VERSION}"
         raise CorruptSnapshot(message)
     starts = tuple(header["starts"])
     if len(starts) != VIRTUAL_PARTITIONS + 1 or starts[-1] != file.metadata.num_rows:
@@ -206,12 +204,8 @@ def decode(data: bytes | pa.Buffer, owned: range | None = None) -> Changes:
     """
     file = _open(data)
     header = _header(file)
-    first, last = (
-        (0, header.starts[-1]) if owned is None else (header.starts[owned.start], header.starts[owned.stop])
-    )
-    ends = np.cumsum(
-        [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)], dtype=np.int64
-    )
+    first, last = (0, header.starts[-1]) if owned is None else (header.starts[owned.start], header.starts[owned.stop])
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)], dtype=np.int64)
     groups = [
         group
         for group, end in enumerate(ends.tolist())

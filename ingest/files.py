@@ -87,7 +87,10 @@ class FileSource:
                     yield chunk
                     position = chunk.end(position)
         except (OSError, pa.ArrowException) as error:
-            detail = f"{str(path)!r} cannot be read from position {position} on: {error}"
+            detail = (
+                f"{str(path)!r} cannot be read from position {position} on: {error}. "
+                "Nothing before it is lost: put the file right and resume"
+            )
             raise SourceError(self.uri, detail) from error
 
     def _open(self, split: str, path: Path, position: int) -> Chunks:
@@ -116,7 +119,10 @@ def _find_files(path: str) -> dict[str, Path]:
     OSError
         There is none.
     """
-    root = Path(path).expanduser()
+    if not path:
+        message = "no path is given"
+        raise FileNotFoundError(message)
+    root = Path(path)
     if root.is_dir():
         found = {
             entry.name: entry for entry in root.iterdir() if entry.is_file() and entry.name[0] not in "._"

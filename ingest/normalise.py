@@ -4,15 +4,21 @@
 wanted columns only, in the order src, dst, op, time, separated by tabs, times in Unix seconds. It decides
 what is well formed; the values are read from its text by the same reader that reads plain blocks directly
 (`ingest.parse`), so a number cannot mean one thing on one way and another on the other.
+
+- A line that begins with ``#``, or holds nothing but spaces and tabs, is no record. A carriage return before
+  the line feed belongs to the line end.
+- Columns beyond the wanted ones are ignored, and the number of columns may differ from line to line.
+- Spaces around a column are ignored; in CSV tabs too, and a column may stand in double quotes.
+- An id is an optional minus and digits, within int64. An op is ``+`` or ``-``. A time is a decimal number of
+  Unix seconds, or RFC 3339 with up to nine digits of a second; more are dropped.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ingest.jit import compiled
 from ingest.source import Int64s
 
 REASONS: Final = (
@@ -47,13 +53,7 @@ _PLUS, _COMMA, _MINUS, _POINT, _COLON, _ZERO = 43, 44, 45, 46, 58, 48
 _UPPER_T, _UPPER_Z, _LOWER_CASE = 84, 90, 32  # a letter | _LOWER_CASE is the lower-case letter
 _NANO_DIGITS = 9
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Bytes = npt.NDArray[np.uint8]
-
-
-def compiled(function: _Function) -> _Function:
-    """Compile a function on its first call, without the interpreter lock, and keep the machine code."""
-    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
 
 
 @compiled

@@ -18,7 +18,6 @@ from ingest.normalise import MAX_SECONDS_DIGITS, REASONS, normalise
 from ingest.source import Int8s, Int64s, Records
 
 _PLAIN_BYTES: Final = b"0123456789-+.\n"
-_IN_ORDER: Final = tuple(range(len(COLUMNS)))
 _TYPES: Final = dict(zip(COLUMNS, (pa.int64(), pa.int64(), pa.string(), pa.float64()), strict=True))
 
 
@@ -37,11 +36,6 @@ class Layout:
 
     delimiter: bytes
     index: tuple[int | None, ...]
-
-    @property
-    def timed(self) -> bool:
-        """Whether the lines carry a time."""
-        return self.index[COLUMNS.index("time")] is not None
 
 
 def layout_of(delimiter: bytes, names: tuple[str, ...]) -> Layout:
@@ -124,9 +118,9 @@ def parse_any(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLines:
         good,
         faults,
     )
-    wanted = [column for column in _IN_ORDER if layout.index[column] is not None]
-    index = tuple(wanted.index(column) if column in wanted else None for column in _IN_ORDER)
-    records = _read_values(pa.py_buffer(text[:n_bytes]), b"\t", index, len(wanted))
+    names = tuple(name for name, column in zip(COLUMNS, layout.index, strict=True) if column is not None)
+    plain = layout_of(b"\t", names)
+    records = _read_values(pa.py_buffer(text[:n_bytes]), plain.delimiter, plain.index, len(names))
     if len(records) != n_good:
         message = f"{n_good} lines were found to be well formed, but not all of them can be read"
         raise AssertionError(message)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ingest.formats import FileFormat
 
-CHANGED: Final = "it has changed; put the old file back or start a new run"
+CHANGED: Final = "the file has changed since"
 
 _SKIP_BYTES: Final = 1024 * 1024
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from ingest.normalise import compiled
+from ingest.jit import compiled
 from ingest.reader import Chunk, ChunkedReader, Chunks
 from ingest.source import Int8s, Int64s, JsonValue, Records
 

@@ -8,9 +8,9 @@ is fsynced after, for a name is durable only then.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from exoflow.errors import StorageUnavailable
 
 _TEMPORARY = ".tmp"
 _LEFTOVER_SECONDS = 24 * 3600
-_serial = itertools.count()
 
 
 class LocalStore:
@@ -105,7 +104,8 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _temporary_file(self, data: bytes) -> Iterator[Path]:
-        temporary = self._temporary / f"{os.getpid()}-{next(_serial)}"
+        # Process ids repeat, in containers at every start, so they make no name that is free for sure.
+        temporary = self._temporary / uuid.uuid4().hex
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -116,7 +116,7 @@ class LocalStore:
             temporary.unlink(missing_ok=True)
 
     def _probe(self) -> None:
-        key = f"{_TEMPORARY}/probe-{os.getpid()}-{next(_serial)}"
+        key = f"{_TEMPORARY}/probe-{uuid.uuid4().hex}"
         self.put_if_absent(key, b"probe")
         self.delete(key)
 

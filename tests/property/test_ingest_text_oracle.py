@@ -209,12 +209,22 @@ def files(kind: str, names: list[str]) -> st.SearchStrategy[bytes]:
             *(st.sampled_from("+-") if name == "op" else st.integers(-9, 99).map(str) for name in names)
         ),
     )
-    line = st.one_of(plain, records(kind, names).map(str.encode), other, st.binary(max_size=4))
-    ends = st.sampled_from([b"\n", b"\n", b"\r\n"])
+    wild = st.one_of(plain, plain, records(kind, names).map(str.encode), other, st.binary(max_size=4))
+    tame = st.one_of(plain, plain, plain, st.just(b""))
+    return st.one_of(
+        lines_of(tame, st.just(b"\n"), st.just(b"")),
+        lines_of(tame, st.sampled_from([b"\n", b"\r\n"]), st.just(b"")),
+        lines_of(wild, st.sampled_from([b"\n", b"\n", b"\r\n"]), st.sampled_from([b"", b"\xef\xbb\xbf"])),
+    )
+
+
+def lines_of(line, end, mark) -> st.SearchStrategy[bytes]:
     return st.builds(
-        lambda rows, mark, whole: mark + b"".join(text + end for text, end in rows)[: None if whole else -1],
-        st.lists(st.tuples(st.one_of(plain, plain, line), ends), max_size=25),
-        st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
+        lambda start, rows, whole: (
+            start + b"".join(text + end for text, end in rows)[: None if whole else -1]
+        ),
+        mark,
+        st.lists(st.tuples(line, end), max_size=25),
         st.booleans(),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import exoflow
 from exoflow.dag import Node
+from exoflow.records import History
 
 _executions = itertools.count(1)
 MODES = ("none", "async", "sync")
@@ -136,3 +137,9 @@ def assert_one_value_per_task(value: Any, seen: dict[str, Any]) -> None:
         assert seen.setdefault(name, stamp) == stamp, f"{name} was seen as {seen[name]} and as {stamp}"
         for given in value[3]:
             assert_one_value_per_task(given, seen)
+
+
+def assert_nothing_past_the_end(history: History, last: int) -> None:
+    """Assert that no iteration after the one that ended its loop has left a record or an effect."""
+    for record in (*history.committed.values(), *history.snapshots.values(), *history.intended.values()):
+        assert record.iteration <= last, f"{record.task} lies past the end of its loop"

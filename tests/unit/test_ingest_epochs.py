@@ -9,6 +9,7 @@ import pytest
 
 from ingest import EpochReader, SourceError, open_source, write_rmat
 from ingest import epochs as epochs_module
+from ingest.source import Block, Records, no_records
 
 EPINIONS_RECORDS = 508_837
 COLLEGE_RECORDS = 59_835
@@ -140,6 +141,53 @@ def test_an_interrupted_read_is_not_taken_for_an_end(tmp_path, monkeypatch):
             read_on(epochs, batches)
     read_on(epochs, batches)
     assert [src for batch in batches for src in batch.src.tolist()] == list(range(100_000))
+
+
+def test_a_reader_that_failed_is_not_read_again():
+    """It may be dead although its position has not moved; the position is what a new one begins from."""
+
+    class Once:
+        """Returns a record, fails where it stands, and is at its end ever after."""
+
+        def __init__(self, position):
+            self.position = position
+            self.reads = 0
+
+        def read(self, max_records):
+            self.reads += 1
+            if self.reads == 2:
+                raise OSError
+            if self.reads > 2 or self.position == 5:
+                return Block(no_records(timed=False), (), True)
+            self.position += 1
+            one = np.array([self.position])
+            return Block(Records(one, one, np.ones(1, np.int8), None), (), False)
+
+        def close(self):
+            pass
+
+    class Failing:
+        uri = "failing://"
+        bounded = True
+
+        def splits(self):
+            return ["only"]
+
+        def open(self, split, position):
+            return Once(position or 0)
+
+    epochs = EpochReader([Failing()], 1)
+    position = epochs.start()
+    src = []
+    while len(src) < 5:
+        try:
+            batch = epochs.read(position)
+        except OSError:
+            continue
+        position = batch.end
+        src += batch.src.tolist()
+        assert not batch.last
+    assert src == [1, 2, 3, 4, 5]
 
 
 def test_only_so_many_splits_are_open_at_once(tmp_path, monkeypatch):

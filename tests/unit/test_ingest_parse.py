@@ -46,6 +46,7 @@ def test_clean_lines_are_read_without_a_rewrite(layout, block):
     [
         b"# comment\n1 2\n-3 4\n",
         b"\n1 2\n \t\r\n-3 4\n",
+        b"1 2\n\n\n-3 4\n",
         b"  1 \t 2  \n\t-3\t\t4\t\n",
         b"1\t2\n-3 4\n",
         b"1 2\n-3 4 extra columns, even \xc3\xa9\n",

@@ -1,0 +1,48 @@
+# Every target sets itself up in .venv first; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EPOCHS ?= 350
+WARMUP ?= 150
+BATCH_EVERY ?= 20
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets.
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1|\2/' | \
+		awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo
+	@echo "Needs Linux, Python 3.11 or newer, and for Spark Java 17 or newer (apt-get install openjdk-17-jre-headless)."
+	@echo "EXOFLOW_DATA_DIR names a folder with real graphs (soc-Epinions1.txt.gz, CollegeMsg.txt.gz); without it they are generated."
+
+setup: $(VENV)/.installed ## Install everything, all extras and the development tools, into .venv.
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	@touch $@
+
+demo: setup ## Stream a graph, kill it, resume it, audit it [DATA=PATH].
+	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: setup ## Run all tests.
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style, types and the direction of imports.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## Measure against the reference kernel and the engine against bare Ray.
+	$(BIN)/python benchmarks/bench.py
+
+soak: setup ## Run the long forms of the crash and simulation suites.
+	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-20000} $(BIN)/python -m pytest -m "soak or simulation" --timeout 3600
+
+fig7c: setup ## CDF of online latency in the three modes [EPOCHS=350 WARMUP=150 BATCH_EVERY=20].
+	$(BIN)/python benchmarks/fig7c.py --epochs $(EPOCHS) --warmup $(WARMUP) --batch-every $(BATCH_EVERY)
+
+.PHONY: help setup demo test lint bench soak fig7c

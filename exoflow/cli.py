@@ -1,0 +1,186 @@
+"""The command ``exoflow``: look at the workflows of a store, and resume them.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or unknown id,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from exoflow import api
+from exoflow.errors import DefinitionError, ExoflowError, PlanMismatch, TaskFailed, WorkflowNotFound
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SHOWN_TASKS = 20
+Command = TypeVar("Command", bound=Callable[..., Any])
+_USAGE_ERRORS = (DefinitionError, PlanMismatch, WorkflowNotFound)
+
+
+def _existing(_context: click.Context, _option: click.Parameter, uri: str) -> str:
+    """Refuse a folder that is not there: these commands only read, so it must be a slip of the keyboard."""
+    scheme, separator, rest = uri.partition("://")
+    folder = rest if separator and scheme == "file" else uri
+    if (not separator or scheme == "file") and not Path(folder).expanduser().is_dir():
+        message = f"there is no folder {folder!r}"
+        raise click.BadParameter(message)
+    return uri
+
+
+_workflow_id = click.argument("workflow_id", metavar="ID")
+_store = click.option("--store", required=True, metavar="DIR", callback=_existing, help="Folder that keeps them.")
+
+
+def _json(help_text: str) -> Callable[[Command], Command]:
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+@click.group(context_settings={"auto_envvar_prefix": "EXOFLOW", "show_default": True})
+@click.version_option(package_name="exoflow")
+def cli() -> None:
+    """Look at the workflows of a store, and resume them.
+
+    Every option can also be given as an environment variable: EXOFLOW_<COMMAND>_<OPTION>.
+    """
+
+
+@cli.command()
+@_store
+@_json("Print one JSON object per line.")
+def ls(store: str, as_json: bool) -> None:
+    """List workflows and where they stand."""
+    for workflow_id, status in api.list_all(store=store):
+        shown = {"workflow_id": workflow_id, "status": str(status)}
+        click.echo(json.dumps(shown) if as_json else f"{status:<12} {workflow_id}")
+
+
+@cli.command()
+@_workflow_id
+@_store
+@_json("Print one JSON object.")
+def show(workflow_id: str, store: str, as_json: bool) -> None:
+    """Show status, owner, times, error and committed tasks of a workflow.
+
+    Of a loop these are the tasks of the iterations that are still in the journal.
+    """
+    found = api.get_metadata(workflow_id, store=store)
+    click.echo(json.dumps(found) if as_json else describe(found))
+
+
+@cli.command()
+@_workflow_id
+@_store
+@click.option("--take-over", is_flag=True, help="Claim it although its owner looks alive; that process is stopped.")
+@click.option(
+    "--on-change",
+    type=click.Choice(["refuse", "continue"]),
+    default="refuse",
+    help="What to do when the code of a task is not what it was.",
+)
+@_json("Print one JSON object as the last line of stdout.")
+def resume(workflow_id: str, store: str, take_over: bool, on_change: str, as_json: bool) -> None:
+    """Run a workflow to its end from what is committed, and print its result.
+
+    Its code is imported as Python would from the current folder. A finished workflow prints its result.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    # Like `python -m`: the store names code by module, and modules of a project lie where it is worked on.
+    sys.path.insert(0, os.getcwd())
+    # With --json the lines of tasks would mix with the object.
+    api.init(store, log_to_driver=not as_json)
+    try:
+        result = api.resume(workflow_id, store=store, take_over=take_over, on_change=on_change)
+    except KeyboardInterrupt:
+        again = f"exoflow resume {workflow_id} --store {store}"
+        _stop(workflow_id, f"interrupted; resume with: {again}", EXIT_INTERRUPTED, as_json)
+    except ExoflowError as error:
+        _stop(workflow_id, explain(error), exit_code(error), as_json)
+    click.echo(json.dumps(_ended(workflow_id, result)) if as_json else _plain(result))
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Return what is known of a workflow as lines of text; times in UTC."""
+    rows = {
+        "workflow": found["workflow_id"],
+        "status": found["status"],
+        "owner": f"{found['owner']}, generation {found['generation']}",
+        "started": _time(found["started_at"]),
+        "finished": _time(found["finished_at"]),
+        "metadata": json.dumps(found["metadata"]) if found["metadata"] else None,
+        "error": found["error"],
+    }
+    lines = [f"{name:<10} {value}" for name, value in rows.items() if value is not None]
+    tasks = list(found["tasks"].items())
+    older = f", the newest {SHOWN_TASKS} of them" if len(tasks) > SHOWN_TASKS else ""
+    lines.append(f"{'committed':<10} {len(tasks)} task{'s' * (len(tasks) != 1)}{older}")
+    lines += [f"  {_time(times['committed_at']) or '-':<21} {name}" for name, times in tasks[-SHOWN_TASKS:]]
+    return "\n".join(lines)
+
+
+def explain(error: ExoflowError) -> str:
+    """Return an error in one or two lines: of a failed task, the last line of its traceback."""
+    if isinstance(error, TaskFailed):
+        lines = [line for line in error.detail.strip().splitlines() if line.strip()]
+        return f"task {error.task} failed: {lines[-1] if lines else 'unknown reason'}"
+    return str(error)
+
+
+def exit_code(error: ExoflowError) -> int:
+    """Return the exit code of an error: 2 for bad usage and unknown ids, else 1."""
+    return EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else EXIT_FAILED
+
+
+def _ended(workflow_id: str, result: Any) -> dict[str, Any]:
+    """Return what is told of a successful workflow; a result that JSON cannot hold is told in Python's words."""
+    try:
+        json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError):
+        result = repr(result)
+    return {"workflow_id": workflow_id, "status": "SUCCESSFUL", "result": result}
+
+
+def _plain(result: Any) -> str:
+    return result if isinstance(result, str) else repr(result)
+
+
+def _stop(workflow_id: str, error: str, code: int, as_json: bool) -> NoReturn:
+    if as_json and code != EXIT_USAGE:
+        click.echo(json.dumps({"workflow_id": workflow_id, "error": error}))
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(code)
+
+
+def _time(seconds: float | None) -> str | None:
+    """Return Unix seconds as a date and time of day in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command; errors become one message and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except ExoflowError as error:
+        click.echo(f"Error: {explain(error)}", err=True)
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

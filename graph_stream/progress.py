@@ -1,0 +1,57 @@
+"""One line on stderr that tells how a run is doing, and the rates of this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+_SECONDS_BETWEEN_LINES = 0.2
+
+
+class Meter:
+    """Follows the epochs that this process publishes.
+
+    Parameters
+    ----------
+    stream : TextIO
+        Where the line goes; nothing is written unless it is a terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shows = stream.isatty()
+        self._shown_at = 0.0
+        self._records = 0
+        self._began: float | None = None
+        self._ended = 0.0
+
+    def published(self, row: Mapping[str, Any]) -> None:
+        """Take in the row of a published epoch."""
+        self._records += row["records"]
+        self._began = min(self._began or row["read_started"], row["read_started"])
+        self._ended = max(self._ended, row["published_at"])
+        now = time.monotonic()
+        if self._shows and now - self._shown_at >= _SECONDS_BETWEEN_LINES:
+            self._shown_at = now
+            self._show(row)
+
+    def rates(self) -> dict[str, float]:
+        """Return ``seconds`` from the first record read to the last publish, and ``edges_per_second``."""
+        seconds = 0.0 if self._began is None else self._ended - self._began
+        return {"seconds": seconds, "edges_per_second": self._records / seconds if seconds > 0 else 0.0}
+
+    def close(self) -> None:
+        """Leave the line, so that what follows begins on a new one."""
+        if self._shows and self._shown_at:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        latency_ms = (row["published_at"] - row["scheduled_time"]) * 1e3
+        line = (
+            f"epoch {row['epoch']}  {row['total_records']:,} edges  {self.rates()['edges_per_second']:,.0f}/s  "
+            f"latency {latency_ms:.1f} ms  error bound {row['error_bound']:.1e}"
+        )
+        self._stream.write(f"\r\x1b[K{line}")
+        self._stream.flush()

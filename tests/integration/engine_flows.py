@@ -1,0 +1,165 @@
+"""Workflows that the integration tests run on a real Ray, in this process or as a program of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import exoflow
+from exoflow.dag import Node
+
+BIG = 200_000
+
+
+def note(folder: str, line: str) -> None:
+    """Append a line that survives whatever dies next."""
+    descriptor = os.open(Path(folder) / "executions", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def noted(folder: str | Path) -> list[str]:
+    """Return what `note` has written."""
+    path = Path(folder) / "executions"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def once(folder: str, name: str) -> bool:
+    """Return True to the first caller of all processes."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(Path(folder) / f"once-{name}", os.O_CREAT | os.O_EXCL))
+        return True
+    return False
+
+
+@exoflow.task(deterministic=True)
+def padded(name: str, size: int, *inputs: Any) -> list[Any]:
+    return [name, "x" * size, [each[0] for each in inputs]]
+
+
+@exoflow.actor(deterministic=True)
+class Adder:
+    """A sum, kept by every member; members may tell each other."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.total = start
+
+    def add(self, amount: int) -> int:
+        self.total += amount
+        return self.total
+
+    def swap(self, amount: int) -> list[int]:
+        ctx = exoflow.context()
+        sent = [amount * 100 + ctx.member * 10 + to for to in range(ctx.members)]
+        self.total += amount
+        return [self.total, *ctx.exchange(sent)]
+
+    def add_and_die(self, folder: str, amount: int, at: int) -> int:
+        if amount == at and once(folder, "die"):
+            os._exit(1)
+        return self.add(amount)
+
+    def wide(self, amount: int) -> str:
+        return "y" * BIG + str(self.add(amount))
+
+    def capture(self) -> int:
+        return self.total
+
+    def restore(self, total: int) -> None:
+        self.total = total
+
+
+def adder(mode: str, **options: Any) -> Any:
+    return Adder.options(name="adder", checkpoint=mode, num_cpus=0, **options).bind()
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def last_of(carry: Any, total: Any, last: int, i: int) -> Any:
+    return exoflow.stop(total) if i == last else total
+
+
+def adding(mode: str, last: int, carry: Node, i: int) -> Node:
+    return last_of.options(checkpoint=mode).bind(carry, adder(mode).add.bind(i), last, i)
+
+
+def swapping(mode: str, replicas: int, last: int, carry: Node, i: int) -> Node:
+    told = adder(mode, replicas=replicas).swap.bind(i)
+    return last_of.options(checkpoint=mode).bind(carry, told, last, i)
+
+
+def dying(mode: str, folder: str, at: int, last: int, carry: Node, i: int) -> Node:
+    total = adder(mode).add_and_die.bind(folder, i, at)
+    return last_of.options(checkpoint=mode).bind(carry, total, last, i)
+
+
+@exoflow.task(checkpoint="async", external=True, idempotent=True, num_cpus=0)
+def report(folder: str, i: int, state: Any) -> Any:
+    note(folder, f"report {i} {exoflow.context().idempotency_key} {state}")
+    return state
+
+
+def branching(mode: str, folder: str, last: int, carry: Node, i: int) -> Node:
+    told = adder(mode).add.bind(i)
+    node = last_of.options(checkpoint=mode).bind(carry, told, last, i)
+    return node.also(report.bind(folder, i, told.snapshot())) if i % 2 == 0 else node
+
+
+def archive_numbers(iterations: list[exoflow.IterationView]) -> bytes:
+    return ",".join(str(iteration.number) for iteration in iterations).encode()
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def constant(carry: Any, i: int) -> Any:
+    return {"blob": "z" * 70_000, "i": i}
+
+
+def constant_body(carry: Node, i: int) -> Node:
+    return constant.options(checkpoint="async").bind(carry, i)
+
+
+@exoflow.task(num_cpus=0)
+def slow(folder: str, mode: str, i: int, carry: Any) -> Any:
+    note(folder, f"slow {i}")
+    time.sleep(0.02)
+    return [i, 0 if carry is None else carry]
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def sum_up(folder: str, drawn: list[Any], told: int, last: int, i: int) -> Any:
+    note(folder, f"sum_up {i}")
+    return exoflow.stop(told) if i == last else told
+
+
+def killable_body(folder: str, mode: str, last: int, carry: Node, i: int) -> Node:
+    told = adder(mode).add.bind(i)
+    node = sum_up.options(checkpoint=mode).bind(
+        folder, slow.options(checkpoint=mode, deterministic=True).bind(folder, mode, i, None), told, last, i
+    )
+    return node.also(report.bind(folder, i, told.snapshot())) if i % 5 == 0 else node
+
+
+def killable(folder: str, mode: str, last: int) -> Node:
+    return exoflow.loop(functools.partial(killable_body, folder, mode, last), None, max_in_flight=3)
+
+
+def program(store: str, workflow_id: str, folder: str, mode: str, last: str, lease: str) -> None:
+    """Run the killable loop as a process of its own; says when it starts."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    from exoflow.executor import ensure_ray
+
+    ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
+    print("ready", flush=True)
+    node = killable(folder, mode, int(last))
+    print(exoflow.run(node, workflow_id=workflow_id, store=store, lease_seconds=float(lease)), flush=True)
+
+
+if __name__ == "__main__":
+    from tests.integration import engine_flows
+
+    engine_flows.program(*sys.argv[1:])

@@ -1,0 +1,348 @@
+"""The engine on a real Ray: every mode and shape, losses of workers and actors, refusals and resumes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exoflow
+from exoflow.journal import journal_folder, read_journal
+from exoflow.storage import LocalStore
+from tests.integration import engine_flows as flows
+
+MODES = ("none", "async", "sync")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def run(node: Any, store: str, workflow_id: str = "w", **options: Any) -> Any:
+    return exoflow.run(node, workflow_id=workflow_id, store=store, **options)
+
+
+def blob_count(store: str, workflow_id: str = "w") -> int:
+    return len(LocalStore(store).list(f"workflows/{workflow_id}/blobs"))
+
+
+# --- shapes in every mode -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dag_with_large_outputs(mode, store):
+    task = flows.padded.options(checkpoint=mode)
+    left, right = task.bind("left", flows.BIG), task.bind("right", 0)
+    result = run(task.bind("root", flows.BIG, left, right), store)
+    assert result == ["root", "x" * flows.BIG, ["left", "right"]]
+    assert blob_count(store) == (1 if mode == "none" else 2)
+    if mode != "none":
+        assert exoflow.get_output("w", task="padded", store=store) == ["left", "x" * flows.BIG, []]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loop_over_a_durable_actor_until_it_stops(mode, store):
+    node = exoflow.loop(functools.partial(flows.adding, mode, 8), 0)
+    assert run(node, store) == 36
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loop_of_a_given_number_of_iterations(mode, store):
+    node = exoflow.loop(functools.partial(flows.adding, mode, -1), 0, iterations=5)
+    assert run(node, store) == 15
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_replicated_actor_exchanges_messages(mode, store):
+    node = exoflow.loop(functools.partial(flows.swapping, mode, 2, 4), 0)
+    assert run(node, store) == [[10, 400, 410], [10, 401, 411]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_branches_get_snapshots(mode, store, tmp_path):
+    node = exoflow.loop(functools.partial(flows.branching, mode, str(tmp_path), 6), 0)
+    assert run(node, store) == 21
+    told = sorted(line.split()[1] + " " + line.split()[3] for line in flows.noted(tmp_path))
+    assert told == ["2 3", "4 10", "6 21"]
+    assert exoflow.get_output("w", task="report[6]", store=store) == 21
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_outputs_of_an_actor(mode, store):
+    call = flows.adder(mode).wide.bind(7)
+    assert run(call, store) == "y" * flows.BIG + "7"
+
+
+# --- errors, retries, resumes -------------------------------------------------------------------------------
+
+
+@exoflow.task(retries=3, backoff=0.01, num_cpus=0)
+def fails_twice(folder: str) -> int:
+    flows.note(folder, "try")
+    if len(flows.noted(folder)) < 3:
+        message = "not yet"
+        raise ValueError(message)
+    return len(flows.noted(folder))
+
+
+def test_a_task_is_retried_with_backoff(store, tmp_path):
+    assert run(fails_twice.bind(str(tmp_path)), store) == 3
+
+
+@exoflow.task(num_cpus=0)
+def fails_until_told(folder: str, value: Any) -> str:
+    if not (Path(folder) / "told").exists():
+        message = "nobody told me"
+        raise LookupError(message)
+    return f"{value} and told"
+
+
+@exoflow.task(num_cpus=0)
+def counted(folder: str) -> str:
+    flows.note(folder, "counted")
+    return "counted"
+
+
+def test_a_failed_workflow_says_why_and_can_be_resumed(store, tmp_path):
+    node = fails_until_told.bind(str(tmp_path), counted.bind(str(tmp_path)))
+    with pytest.raises(exoflow.TaskFailed, match="LookupError: nobody told me") as caught:
+        run(node, store)
+    assert caught.value.task == "fails_until_told"
+    assert "in fails_until_told" in caught.value.detail
+    assert exoflow.get_status("w", store=store) is exoflow.Status.FAILED
+    with pytest.raises(exoflow.TaskFailed, match="nobody told me"):
+        exoflow.get_output("w", store=store)
+    (tmp_path / "told").touch()
+    assert exoflow.resume("w", store=store) == "counted and told"
+    assert exoflow.get_status("w", store=store) is exoflow.Status.SUCCESSFUL
+    assert flows.noted(tmp_path) == ["counted"]
+
+
+def test_the_same_plan_again_returns_the_recorded_result(store, tmp_path):
+    assert run(counted.bind(str(tmp_path)), store) == "counted"
+    before = LocalStore(store).list("workflows")
+    assert run(counted.bind(str(tmp_path)), store) == "counted"
+    assert exoflow.resume("w", store=store) == "counted"
+    assert flows.noted(tmp_path) == ["counted"]
+    assert LocalStore(store).list("workflows") == before
+
+
+def test_another_plan_under_the_same_id_is_refused_with_the_difference(store, tmp_path):
+    run(counted.bind(str(tmp_path)), store)
+    with pytest.raises(exoflow.PlanMismatch, match="elsewhere"):
+        run(counted.bind("elsewhere"), store)
+
+
+def test_arguments_named_like_fields_of_the_plan_count_too(store):
+    run(takes.bind(replicas=1, pickled=1), store)
+    with pytest.raises(exoflow.PlanMismatch):
+        run(takes.bind(replicas=2, pickled=1), store)
+
+
+@exoflow.task(num_cpus=0)
+def takes(**given: int) -> int:
+    return sum(given.values())
+
+
+def test_an_unknown_id_writes_nothing(store):
+    with pytest.raises(exoflow.WorkflowNotFound):
+        exoflow.resume("nobody", store=store)
+    assert LocalStore(store).list("") == []
+
+
+def test_changed_code_is_refused_unless_told_to_go_on(store, tmp_path, monkeypatch):
+    source = tmp_path / "changing_module.py"
+    text = "import exoflow\n\n@exoflow.task(num_cpus=0)\ndef f(path):\n    assert open(path).read() == 'go'\n    return {}\n"
+    source.write_text(text.format(1))
+    (tmp_path / "gate").write_text("stay")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    import changing_module
+
+    with pytest.raises(exoflow.TaskFailed):
+        run(changing_module.f.bind(str(tmp_path / "gate")), store)
+    (tmp_path / "gate").write_text("go")
+    source.write_text(text.format(2) + "\n# a longer file\n")
+    import importlib
+    import linecache
+
+    linecache.clearcache()
+    importlib.reload(changing_module)
+    with pytest.raises(exoflow.PlanMismatch, match=r"code of f .*on_change='continue'"):
+        exoflow.resume("w", store=store)
+
+
+# --- losses -------------------------------------------------------------------------------------------------
+
+
+@exoflow.task(num_cpus=0)
+def kills_its_worker(folder: str) -> str:
+    if flows.once(folder, "kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_worker_is_replaced_and_its_consumers_too(mode, store, tmp_path):
+    first = kills_its_worker.options(checkpoint=mode).bind(str(tmp_path))
+    assert run(flows.padded.options(checkpoint=mode).bind("root", 0, first), store) == ["root", "", ["a"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_actor_is_rolled_back_to_the_same_answer(mode, store, tmp_path):
+    node = exoflow.loop(functools.partial(flows.dying, mode, str(tmp_path), 5, 8), 0)
+    assert run(node, store) == 36
+
+
+@exoflow.actor(deterministic=True, checkpoint="sync", num_cpus=0)
+class Fragile:
+    """Dies while it persists a state, when nothing else runs."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.total = 0
+
+    def add(self, amount: int) -> int:
+        self.total += amount
+        return self.total
+
+    def capture(self) -> int:
+        return self.total
+
+    def persist(self, total: int) -> int:
+        if flows.once(self.folder, "persist"):
+            os._exit(1)
+        return total
+
+    def restore(self, total: int) -> None:
+        self.total = total
+
+
+def test_an_actor_that_dies_while_it_persists_is_noticed(store, tmp_path):
+    fragile = Fragile.bind(str(tmp_path))
+    fragile.add.bind(1) >> (last := fragile.add.bind(2))
+    assert run(last, store) == 3
+
+
+@exoflow.actor(deterministic=True, num_cpus=0)
+class Sore:
+    """Cannot be restored."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, folder: str, amount: int) -> int:
+        if amount == 2 and flows.once(folder, "sore"):
+            os._exit(1)
+        self.total += amount
+        return self.total
+
+    def capture(self) -> int:
+        return self.total
+
+    def restore(self, total: int) -> None:
+        message = f"cannot take {total} back"
+        raise ValueError(message)
+
+
+def test_an_actor_that_cannot_be_restored_fails_the_workflow(store, tmp_path):
+    sore = Sore.bind()
+    sore.add.bind(str(tmp_path), 1) >> (last := sore.add.bind(str(tmp_path), 2))
+    with pytest.raises(exoflow.TaskFailed, match="cannot take 1 back"):
+        run(last, store)
+
+
+@exoflow.task(num_cpus=0)
+def unpicklable() -> Any:
+    return (number for number in range(3))
+
+
+@exoflow.task(num_cpus=0)
+def node_maker() -> Any:
+    return unpicklable.bind()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("task", "words"), [(unpicklable, "generator"), (node_maker, "returned a bound task")])
+def test_outputs_that_are_no_values_fail_the_workflow(mode, task, words, store):
+    with pytest.raises(exoflow.TaskFailed, match=words):
+        run(task.options(checkpoint=mode).bind(), store)
+
+
+# --- stores and readers -------------------------------------------------------------------------------------
+
+
+def test_archives_hold_what_has_left_the_journal(store):
+    node = exoflow.loop(
+        functools.partial(flows.adding, "async", 200), 0, archive=flows.archive_numbers, keep=3
+    )
+    assert run(node, store) == 20100
+    view = exoflow.read_loop("w", store=store)
+    archived = [int(number) for data in view.archived for number in data.decode().split(",")]
+    left = [iteration.number for iteration in view.iterations]
+    assert archived == list(range(1, len(archived) + 1))
+    assert len(archived) > 50
+    assert set(archived) | set(left) == set(range(1, 201))
+
+
+def test_keep_bounds_the_store(store):
+    sizes = {}
+    for iterations in (60, 300):
+        node = exoflow.loop(flows.constant_body, None, iterations=iterations, keep=2)
+        name = f"w{iterations}"
+        assert run(node, store, name)["i"] == iterations
+        objects = LocalStore(store).list(journal_folder(name))
+        sizes[iterations] = (len(objects), blob_count(store, name))
+    # A fold comes every 64 objects; a run that has not reached one yet says nothing about a bound.
+    assert sizes[300][0] <= 2 * 64
+    assert sizes[300][1] <= 2 * max(sizes[60][1], 4 * 64)
+
+
+def test_resume_with_other_replicas(store, tmp_path):
+    with pytest.raises(exoflow.TaskFailed):
+        run(fan.bind(str(tmp_path), flows.adder("sync", replicas=2).add.bind(3)), store)
+    (tmp_path / "told").touch()
+    assert exoflow.resume("w", store=store, replicas={"adder": 3}) == [3, 3]
+
+
+@exoflow.task(num_cpus=0)
+def fan(folder: str, totals: list[int]) -> list[int]:
+    assert (Path(folder) / "told").exists()
+    return totals
+
+
+# --- owners -------------------------------------------------------------------------------------------------
+
+
+@exoflow.task(num_cpus=0)
+def waits_for(folder: str) -> str:
+    deadline = time.monotonic() + 30
+    while not (Path(folder) / "go").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return "went"
+
+
+def test_a_live_owner_is_not_disturbed(store, tmp_path):
+    handle = exoflow.run_async(waits_for.bind(str(tmp_path)), workflow_id="w", store=store, lease_seconds=1.0)
+    until(lambda: LocalStore(store).list(journal_folder("w")))
+    with pytest.raises(exoflow.WorkflowRunning, match=str(os.getpid())):
+        exoflow.resume("w", store=store, lease_seconds=1.0)
+    assert exoflow.get_status("w", store=store) is exoflow.Status.RUNNING
+    (tmp_path / "go").touch()
+    assert handle.result(30) == "went"
+
+
+def until(ready: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)

@@ -6,12 +6,12 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -41,7 +41,7 @@ _store = click.option("--store", required=True, metavar="DIR", callback=_existin
 
 
 def _json(help_text: str) -> Callable[[Command], Command]:
-    return click.option("--json", "as_json", is_flag=True, help=help_text)
+    return click.option("--json", is_flag=True, help=help_text)
 
 
 @click.group(context_settings={"auto_envvar_prefix": "EXOFLOW", "show_default": True})
@@ -56,24 +56,24 @@ def cli() -> None:
 @cli.command()
 @_store
 @_json("Print one JSON object per line.")
-def ls(store: str, as_json: bool) -> None:
+def ls(store: str, json: bool) -> None:
     """List workflows and where they stand."""
     for workflow_id, status in api.list_all(store=store):
         shown = {"workflow_id": workflow_id, "status": str(status)}
-        click.echo(json.dumps(shown) if as_json else f"{status:<12} {workflow_id}")
+        click.echo(dumps(shown) if json else f"{status:<12} {workflow_id}")
 
 
 @cli.command()
 @_workflow_id
 @_store
 @_json("Print one JSON object.")
-def show(workflow_id: str, store: str, as_json: bool) -> None:
+def show(workflow_id: str, store: str, json: bool) -> None:
     """Show status, owner, times, error and committed tasks of a workflow.
 
     Of a loop these are the tasks of the iterations that are still in the journal.
     """
     found = api.get_metadata(workflow_id, store=store)
-    click.echo(json.dumps(found) if as_json else describe(found))
+    click.echo(dumps(found) if json else describe(found))
 
 
 @cli.command()
@@ -87,7 +87,7 @@ def show(workflow_id: str, store: str, as_json: bool) -> None:
     help="What to do when the code of a task is not what it was.",
 )
 @_json("Print one JSON object as the last line of stdout.")
-def resume(workflow_id: str, store: str, take_over: bool, on_change: str, as_json: bool) -> None:
+def resume(workflow_id: str, store: str, take_over: bool, on_change: str, json: bool) -> None:
     """Run a workflow to its end from what is committed, and print its result.
 
     Its code is imported as Python would from the current folder. A finished workflow prints its result.
@@ -96,15 +96,15 @@ def resume(workflow_id: str, store: str, take_over: bool, on_change: str, as_jso
     # Like `python -m`: the store names code by module, and modules of a project lie where it is worked on.
     sys.path.insert(0, os.getcwd())
     # With --json the lines of tasks would mix with the object.
-    api.init(store, log_to_driver=not as_json)
+    api.init(store, log_to_driver=not json)
     try:
         result = api.resume(workflow_id, store=store, take_over=take_over, on_change=on_change)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray, once started, answers SIGTERM with the latter.
         again = f"exoflow resume {workflow_id} --store {store}"
-        _stop(workflow_id, f"interrupted; resume with: {again}", EXIT_INTERRUPTED, as_json)
+        _stop(workflow_id, f"interrupted; resume with: {again}", EXIT_INTERRUPTED, json)
     except ExoflowError as error:
-        _stop(workflow_id, explain(error), exit_code(error), as_json)
-    click.echo(json.dumps(_ended(workflow_id, result)) if as_json else _plain(result))
+        _stop(workflow_id, explain(error), exit_code(error), json)
+    click.echo(dumps(_ended(workflow_id, result)) if json else _plain(result))
 
 
 def describe(found: Mapping[str, Any]) -> str:
@@ -115,7 +115,7 @@ def describe(found: Mapping[str, Any]) -> str:
         "owner": f"{found['owner']}, generation {found['generation']}",
         "started": _time(found["started_at"]),
         "finished": _time(found["finished_at"]),
-        "metadata": json.dumps(found["metadata"]) if found["metadata"] else None,
+        "metadata": dumps(found["metadata"]) if found["metadata"] else None,
         "error": found["error"],
     }
     lines = [f"{name:<10} {value}" for name, value in rows.items() if value is not None]
@@ -142,7 +142,7 @@ def exit_code(error: ExoflowError) -> int:
 def _ended(workflow_id: str, result: Any) -> dict[str, Any]:
     """Return what is told of a successful workflow; a result that JSON cannot hold is told in Python's words."""
     try:
-        json.dumps(result, allow_nan=False)
+        dumps(result, allow_nan=False)
     except (TypeError, ValueError):
         result = repr(result)
     return {"workflow_id": workflow_id, "status": "SUCCESSFUL", "result": result}
@@ -152,9 +152,9 @@ def _plain(result: Any) -> str:
     return result if isinstance(result, str) else repr(result)
 
 
-def _stop(workflow_id: str, error: str, code: int, as_json: bool) -> NoReturn:
-    if as_json and code != EXIT_USAGE:
-        click.echo(json.dumps({"workflow_id": workflow_id, "error": error}))
+def _stop(workflow_id: str, error: str, code: int, json: bool) -> NoReturn:
+    if json and code != EXIT_USAGE:
+        click.echo(dumps({"workflow_id": workflow_id, "error": error}))
     click.echo(f"Error: {error}", err=True)
     sys.exit(code)
 

@@ -41,13 +41,18 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     """Return the node that publishes epoch ``i``; the body of the run's loop."""
     options = RunConfig.from_json(config)
     mode = options.checkpoint
-    reader = Reader.options(name="reader", checkpoint=mode).bind(config)
-    partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=mode).bind(config)
+    # In sync, position, delta and answer are one commit: the first two ride along with the third, and the
+    # next epoch's computation waits for it.
+    behind = "async" if mode == "sync" else mode
+    reader = Reader.options(name="reader", checkpoint=behind).bind(config)
+    partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
     cut = reader.cut.bind(i)
     records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
     applied = partitions.apply.options(snapshot=has_delta).bind(records)
+    if mode == "sync":
+        carry >> applied
     published = publish.options(checkpoint=mode).bind(config, carry, cut, applied)
     if options.batch_every is not None and i % options.batch_every == 0:
         batches = offline.Batches.options(name="batches").bind(options.threads)

@@ -101,13 +101,9 @@ class EpochReader:
         A source is given twice or has no end.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], epoch_edges: int, block_records: int = BLOCK_RECORDS
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], epoch_edges: int, block_records: int = BLOCK_RECORDS) -> None:
         if min(epoch_edges, block_records) < 1:
-            message = (
-                f"an epoch or a block of {min(epoch_edges, block_records)} records; it must be at least 1"
-            )
+            message = f"an epoch or a block of {min(epoch_edges, block_records)} records; it must be at least 1"
             raise ValueError(message)
         self._sources: dict[str, Source] = {}
         for source in sources:

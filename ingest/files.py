@@ -124,9 +124,7 @@ def _find_files(path: str) -> dict[str, Path]:
         raise FileNotFoundError(message)
     root = Path(path)
     if root.is_dir():
-        found = {
-            entry.name: entry for entry in root.iterdir() if entry.is_file() and entry.name[0] not in "._"
-        }
+        found = {entry.name: entry for entry in root.iterdir() if entry.is_file() and entry.name[0] not in "._"}
         nothing = f"the folder {str(root)!r} holds no files"
     elif root.is_file():
         return {root.name: root}

@@ -64,9 +64,7 @@ def parse_columns(uri: str, columns: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in columns.split(","))
     unknown = [name for name in names if name not in COLUMNS]
     if unknown:
-        detail = (
-            f"columns {columns!r}: {unknown[0]!r} is no column name; use src,dst[,time][,op] in any order"
-        )
+        detail = f"columns {columns!r}: {unknown[0]!r} is no column name; use src,dst[,time][,op] in any order"
         raise SourceError(uri, detail)
     if len(set(names)) < len(names):
         raise SourceError(uri, f"columns {columns!r}: a name is there twice")

@@ -38,18 +38,14 @@ def write_rmat(out: Path, scale: int, edges: int, seed: int = 0, deletes: float 
     """
     kind = file_format(out.name)
     if kind is None or (kind.kind == ".parquet" and kind.compression):
-        message = (
-            f"cannot write {str(out)!r}: use a name that ends in {KNOWN_FORMATS} (but .parquet as it is)"
-        )
+        message = f"cannot write {str(out)!r}: use a name that ends in {KNOWN_FORMATS} (but .parquet as it is)"
         raise IngestError(message)
     try:
         rmat = Rmat(scale, edges, seed, deletes)
     except ValueError as error:
         message = f"cannot write {str(out)!r}: {error}"
         raise IngestError(message) from None
-    schema = pa.schema(
-        [("src", pa.int64()), ("dst", pa.int64()), *([("op", pa.string())] if deletes > 0 else [])]
-    )
+    schema = pa.schema([("src", pa.int64()), ("dst", pa.int64()), *([("op", pa.string())] if deletes > 0 else [])])
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         with (

@@ -84,9 +84,7 @@ def _check_schema(split: ParquetSplit, schema: pa.Schema) -> None:
         found = schema.get_all_field_indices(name)
         if len(found) != 1:
             count = "no column" if not found else "more than one column"
-            raise SourceError(
-                split.uri, f"{split.split} has {count} {name!r}; it has {', '.join(schema.names)}"
-            )
+            raise SourceError(split.uri, f"{split.split} has {count} {name!r}; it has {', '.join(schema.names)}")
         kind = schema.field(name).type
         if not _fits(name, kind):
             detail = f"{split.split}: column {name!r} holds {kind}; it must be {_WANTED_TYPES[name]}"
@@ -122,9 +120,7 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     timed = None if records.time is None else records.time[fine]
     reasons = [faults[first][0] for first in masks[:, wrong].argmax(axis=0)]
     bad = tuple(
-        BadRecord(
-            split.uri, split.split, offset, json.dumps(values, default=str).encode()[:MAX_RAW_BYTES], reason
-        )
+        BadRecord(split.uri, split.split, offset, json.dumps(values, default=str).encode()[:MAX_RAW_BYTES], reason)
         for offset, values, reason in zip(
             starts[wrong].tolist(), batch.filter(pa.array(wrong)).to_pylist(), reasons, strict=True
         )

@@ -124,10 +124,7 @@ def parse_any(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLines:
     if len(records) != n_good:
         message = f"{n_good} lines were found to be well formed, but not all of them can be read"
         raise AssertionError(message)
-    bad = [
-        (int(bounds[line]), int(bounds[line + 1]), REASONS[reason])
-        for line, reason in faults[:n_bad].tolist()
-    ]
+    bad = [(int(bounds[line]), int(bounds[line + 1]), REASONS[reason]) for line, reason in faults[:n_bad].tolist()]
     return ParsedLines(records, bounds[good[:n_good]], bounds[good[:n_good] + 1], bad)
 
 
@@ -139,9 +136,7 @@ def _line_bounds(block: bytes) -> Int64s:
     return bounds
 
 
-def _read_values(
-    text: bytes | pa.Buffer, delimiter: bytes, index: tuple[int | None, ...], n_columns: int
-) -> Records:
+def _read_values(text: bytes | pa.Buffer, delimiter: bytes, index: tuple[int | None, ...], n_columns: int) -> Records:
     """Read plain text.
 
     Raises

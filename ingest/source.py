@@ -198,9 +198,7 @@ def concatenate(runs: Sequence[Records]) -> Records:
     """
     times = [run.time for run in runs if run.time is not None]
     if times and len(times) != len(runs):
-        message = (
-            "records with a time and records without one cannot be mixed: give every source a time column"
-        )
+        message = "records with a time and records without one cannot be mixed: give every source a time column"
         raise IngestError(message)
     return Records(
         np.concatenate([run.src for run in runs]),

@@ -175,6 +175,4 @@ def _header_layout(by_position: Layout, header: bytes, names: tuple[str, ...]) -
     found = [name.strip() for name in row]
     if not set(names) <= set(found):
         return by_position
-    return Layout(
-        by_position.delimiter, tuple(found.index(name) if name in names else None for name in COLUMNS)
-    )
+    return Layout(by_position.delimiter, tuple(found.index(name) if name in names else None for name in COLUMNS))

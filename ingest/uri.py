@@ -10,9 +10,7 @@ from ingest.formats import parse_columns
 from ingest.source import Source, SourceError
 from ingest.synthetic import Rmat, SyntheticSource
 
-SUPPORTED: Final = (
-    "a path (a file, a folder or a glob), file:///PATH and rmat://?scale=S&edges=N[&seed=K][&deletes=F]"
-)
+SUPPORTED: Final = "a path (a file, a folder or a glob), file:///PATH and rmat://?scale=S&edges=N[&seed=K][&deletes=F]"
 
 _RMAT_PARAMETERS: Final[dict[str, Callable[[str], float]]] = {
     "scale": int,

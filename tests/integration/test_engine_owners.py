@@ -22,6 +22,7 @@ from tests.integration import engine_flows as flows
 
 MODES = ("none", "async", "sync")
 LAST = 20
+KILLS = int(os.environ.get("EXOFLOW_KILLS", "1"))
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -57,7 +58,7 @@ def committed(store: str) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_a_killed_owners_workflow_is_resumed_to_the_same_result(mode, seed, store, tmp_path):
     moment = random.Random(f"{mode}{seed}").randint(2, LAST - 3)
     process = owner(store, tmp_path, mode)

@@ -282,9 +282,7 @@ def test_outputs_that_are_no_values_fail_the_workflow(mode, task, words, store):
 
 
 def test_archives_hold_what_has_left_the_journal(store):
-    node = exoflow.loop(
-        functools.partial(flows.adding, "async", 200), 0, archive=flows.archive_numbers, keep=3
-    )
+    node = exoflow.loop(functools.partial(flows.adding, "async", 200), 0, archive=flows.archive_numbers, keep=3)
     assert run(node, store) == 20100
     view = exoflow.read_loop("w", store=store)
     archived = [int(number) for data in view.archived for number in data.decode().split(",")]

@@ -88,9 +88,7 @@ def test_epochs_are_cuts_of_one_sequence(layout, epoch_edges, block_records, fre
         expected = sorted(sequence[n_good : n_good + epoch_edges])
         n_good += len(expected)
         assert batch.dst.tolist() == [offset for _, _, offset in expected]
-        assert batch.src.tolist() == [
-            ord(sources[source].scripts[split][offset]) for source, split, offset in expected
-        ]
+        assert batch.src.tolist() == [ord(sources[source].scripts[split][offset]) for source, split, offset in expected]
         assert batch.op.tolist() == [1] * len(expected)
         assert batch.time is None or batch.time.tolist() == batch.dst.tolist()
         places = [(record.source, record.split, record.offset) for record in batch.bad]

@@ -66,9 +66,7 @@ def naive_records(data: bytes, kind: str, names: list[str], max_line_bytes: int)
     return records
 
 
-def naive_lines(
-    data: bytes, kind: str, header: list[str], max_line_bytes: int, names: list[str] | None = None
-):
+def naive_lines(data: bytes, kind: str, header: list[str], max_line_bytes: int, names: list[str] | None = None):
     start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
     while start < len(data):
         end = data.find(b"\n", start) + 1 or len(data)
@@ -113,9 +111,7 @@ def naive_columns(text: str, kind: str) -> list[str]:
         if quoted:
             columns.append(quoted[1])
             rest = rest[quoted.end() :] if quoted[2] else None
-        elif opened := re.match(
-            r'[ \t]*"(?:[^"]|"")*("|$)', rest
-        ):  # something follows the quote, or it stays open
+        elif opened := re.match(r'[ \t]*"(?:[^"]|"")*("|$)', rest):  # something follows the quote, or it stays open
             junk, comma, tail = rest[opened.end() :].partition(",")
             columns.append((opened[0] + junk).strip(" \t"))
             rest = tail if comma else None
@@ -170,9 +166,7 @@ def times() -> st.SearchStrategy[str]:
     zones = st.sampled_from(["Z", "z", "+01:00", "-23:59", "+00:00", "+24:00", ""])
     return st.one_of(
         st.decimals(-(10**12), 10**12, places=3).map(str),
-        st.sampled_from(
-            ["0", "-.5", "5.", ".", "1e9", "inf", "1" * 18, "1" * 19, "0" * 30 + "7", "1082040961"]
-        ),
+        st.sampled_from(["0", "-.5", "5.", ".", "1e9", "inf", "1" * 18, "1" * 19, "0" * 30 + "7", "1082040961"]),
         st.builds(lambda moment, zone: moment.isoformat() + zone, moments, zones),
         st.builds("{:04}-{:02}-{:02}t{:02}:{:02}:{:02}Z".format, *[st.integers(1, 62)] * 6),
     )
@@ -205,9 +199,7 @@ def files(kind: str, names: list[str]) -> st.SearchStrategy[bytes]:
     ).map(str.encode)
     plain = st.builds(
         lambda row: {".csv": ",", ".tsv": "\t", ".txt": " "}[kind].join(row).encode(),
-        st.tuples(
-            *(st.sampled_from("+-") if name == "op" else st.integers(-9, 99).map(str) for name in names)
-        ),
+        st.tuples(*(st.sampled_from("+-") if name == "op" else st.integers(-9, 99).map(str) for name in names)),
     )
     wild = st.one_of(plain, plain, records(kind, names).map(str.encode), other, st.binary(max_size=4))
     tame = st.one_of(plain, plain, plain, st.just(b""))
@@ -220,9 +212,7 @@ def files(kind: str, names: list[str]) -> st.SearchStrategy[bytes]:
 
 def lines_of(line, end, mark) -> st.SearchStrategy[bytes]:
     return st.builds(
-        lambda start, rows, whole: (
-            start + b"".join(text + end for text, end in rows)[: None if whole else -1]
-        ),
+        lambda start, rows, whole: start + b"".join(text + end for text, end in rows)[: None if whole else -1],
         mark,
         st.lists(st.tuples(line, end), max_size=25),
         st.booleans(),
@@ -279,10 +269,7 @@ def test_every_read_is_the_next_run_of_what_the_naive_parser_finds(
             stop, good, bad = at, [], []
             while stop < len(expected):
                 record = expected[stop]
-                if (
-                    len(good) + isinstance(record, Good) > max_records
-                    or len(bad) + isinstance(record, Bad) > max_bad
-                ):
+                if len(good) + isinstance(record, Good) > max_records or len(bad) + isinstance(record, Bad) > max_bad:
                     break
                 (good if isinstance(record, Good) else bad).append(record)
                 stop += 1

@@ -20,9 +20,11 @@ blobs = st.builds(Blob, st.text(), st.integers(0, 2**40), st.text())
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | blobs
 values = st.recursive(
     leaves,
-    lambda inner: st.lists(inner)
-    | st.lists(inner).map(tuple)
-    | st.dictionaries(st.text() | st.integers() | st.sampled_from(["$tuple", "$blob", "$slot"]), inner),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.sampled_from(["$tuple", "$blob", "$slot"]), inner)
+    ),
     max_leaves=12,
 )
 
@@ -127,13 +129,17 @@ class Stubborn:
         raise ValueError(message)
 
 
-@pytest.mark.parametrize("value", [Stubborn(), (number for number in [1]), [Stubborn()]], ids=["reduce", "generator", "nested"])
+@pytest.mark.parametrize(
+    "value", [Stubborn(), (number for number in [1]), [Stubborn()]], ids=["reduce", "generator", "nested"]
+)
 def test_what_no_codec_holds_is_refused_by_name(value):
     with pytest.raises(DefinitionError, match=type(value).__name__):
         encode(value)
 
 
-@pytest.mark.parametrize("value", [[1, 2], np.arange(3), pa.table({"a": [1]}), {1, 2}], ids=["json", "npy", "arrow", "pickle"])
+@pytest.mark.parametrize(
+    "value", [[1, 2], np.arange(3), pa.table({"a": [1]}), {1, 2}], ids=["json", "npy", "arrow", "pickle"]
+)
 def test_damage_is_noticed(value):
     encoded = encode(value)
     for data in (b"", encoded.data[: len(encoded.data) // 2], b"\x00" + encoded.data, b"\xff" * 40):

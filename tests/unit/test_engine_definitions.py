@@ -111,7 +111,9 @@ def test_annotations_that_make_no_sense_are_refused_when_given(annotations, word
         (lambda: build(one.bind(), {"x": object()}), "metadata"),
         (lambda: build(one.bind(x for x in [1])), "generator"),
         (
-            lambda: build(one.bind(Memo.options(name="m").bind(1).add.bind(0), Memo.options(name="m").bind(2).add.bind(0))),
+            lambda: build(
+                one.bind(Memo.options(name="m").bind(1).add.bind(0), Memo.options(name="m").bind(2).add.bind(0))
+            ),
             "two different actors",
         ),
     ],
@@ -311,9 +313,5 @@ def test_errors_survive_pickling(error):
 
 
 def test_all_is_the_public_surface():
-    public = {
-        name
-        for name, value in vars(exoflow).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
+    public = {name for name, value in vars(exoflow).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert set(exoflow.__all__) == public

@@ -194,7 +194,7 @@ def test_a_truncated_journal_is_told_with_its_key(run: Run, store: str, tmp_path
 
 def test_a_live_owner_keeps_its_workflow(run: Run, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
-        raise exoflow.WorkflowRunning("failed", "process 7 on elsewhere")
+        raise exoflow.WorkflowRunning(workflow_id="failed", owner="process 7 on elsewhere")
 
     monkeypatch.setattr("exoflow.api.wait_until_claimable", refused)
     answer = run("resume", "failed", "--store", store)

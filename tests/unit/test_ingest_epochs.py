@@ -66,10 +66,7 @@ def test_the_records_of_an_epoch_do_not_depend_on_how_it_is_cut(tmp_path):
 
     def sequence(epoch_edges):
         """Put the records back into the order they were taken in, as far as the epochs show it."""
-        return [
-            batch.src.tolist()
-            for batch in read_all(EpochReader([open_source(str(tmp_path))], epoch_edges, 8))
-        ]
+        return [batch.src.tolist() for batch in read_all(EpochReader([open_source(str(tmp_path))], epoch_edges, 8))]
 
     taken = [src for epoch in sequence(1) for src in epoch]
     assert taken[:24] == [*range(8), *range(1000, 1008), *range(2000, 2008)]
@@ -250,9 +247,7 @@ def real_or_like(name: str, folder: Path, records: int) -> str:
     if name.startswith("soc"):
         text = b"# a generated graph\r\n#\r\n" + b"".join(line + b"\r\n" for line in lines)
     else:
-        text = b"".join(
-            b"%s %d\n" % (line.replace(b"\t", b" "), 1_082_040_961 + i) for i, line in enumerate(lines)
-        )
+        text = b"".join(b"%s %d\n" % (line.replace(b"\t", b" "), 1_082_040_961 + i) for i, line in enumerate(lines))
     (folder / name).write_bytes(gzip.compress(text, 1))
     return str(folder / name)
 
@@ -263,9 +258,7 @@ def test_epinions(tmp_path):
     assert [len(batch.src) for batch in batches] == [10_000] * 50 + [8837]
     assert sum(len(batch.bad) for batch in batches) == 0
     assert all(np.all(batch.op == 1) for batch in batches)
-    lines = [
-        line for line in gzip.decompress(Path(path).read_bytes()).splitlines() if not line.startswith(b"#")
-    ]
+    lines = [line for line in gzip.decompress(Path(path).read_bytes()).splitlines() if not line.startswith(b"#")]
     assert lines[-1].split() == [b"%d" % batches[-1].src[-1], b"%d" % batches[-1].dst[-1]]
     assert sum(int(batch.src.sum()) for batch in batches) == sum(int(line.split()[0]) for line in lines)
 

@@ -129,9 +129,7 @@ def test_damage_loses_nothing_that_is_whole_and_a_repair_resumes(tmp_path, name,
     source = open_source(str(path))
     reader = source.open(name, None)
     src: list[int] = []
-    with pytest.raises(
-        SourceError, match=rf"{name}' cannot be read from position \d+ on: .*resume"
-    ) as raised:
+    with pytest.raises(SourceError, match=rf"{name}' cannot be read from position \d+ on: .*resume") as raised:
         read_on(reader, src)
     assert 0 < len(src) < N
     assert f"position {reader.position} on" in str(raised.value)

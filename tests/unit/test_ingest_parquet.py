@@ -39,9 +39,7 @@ def read_all(path, columns="src,dst", block_records=1000, reopen=False):
             reader = source.open(path.name, reader.position)
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.int8(), pa.int32(), pa.int64(), pa.uint8(), pa.uint32(), pa.uint64()], ids=str
-)
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.int64(), pa.uint8(), pa.uint32(), pa.uint64()], ids=str)
 def test_ids_of_every_integer_type(tmp_path, kind):
     path = write(tmp_path / "edges.parquet", {"dst": pa.array([1, 2], kind), "src": pa.array([3, 4], kind)})
     assert read_all(path) == ([(3, 1, 1, None), (4, 2, 1, None)], [])
@@ -65,14 +63,10 @@ def test_times_of_every_type(tmp_path, values, seconds):
     assert [row[3] for row in read_all(path, "src,dst,time")[0]] == seconds
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
-)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
 def test_ops_of_every_type(tmp_path, kind):
     ops = pa.array(["+", "-", None, "x"]).cast(kind)
-    rows, bad = read_all(
-        write(tmp_path / "e.parquet", {"src": [1] * 4, "dst": [2] * 4, "op": ops}), "src,dst,op"
-    )
+    rows, bad = read_all(write(tmp_path / "e.parquet", {"src": [1] * 4, "dst": [2] * 4, "op": ops}), "src,dst,op")
     assert [row[2] for row in rows] == [1, -1]
     assert [reason for _, reason, _ in bad] == ["op is null", "op is neither + nor -"]
 

@@ -22,10 +22,7 @@ def digest(records) -> str:
 def test_the_stream_is_the_same_on_every_machine_and_in_every_version():
     """A run is resumed from an index: a change of the stream would silently change what follows it."""
     records = Rmat(20, 1000, seed=1, deletes=0.25).records(0, 1000)
-    assert (
-        list(zip(records.src[:3].tolist(), records.dst[:3].tolist(), records.op[:3].tolist(), strict=True))
-        == FIRST
-    )
+    assert list(zip(records.src[:3].tolist(), records.dst[:3].tolist(), records.op[:3].tolist(), strict=True)) == FIRST
     assert digest(records) == DIGEST
 
 
@@ -86,9 +83,7 @@ def test_a_delete_names_an_edge_inserted_before_it(share):
     inserted: Counter = Counter()
     present: set = set()
     removed = 0
-    for edge, op in zip(
-        zip(records.src.tolist(), records.dst.tolist(), strict=True), records.op.tolist(), strict=True
-    ):
+    for edge, op in zip(zip(records.src.tolist(), records.dst.tolist(), strict=True), records.op.tolist(), strict=True):
         if op > 0:
             inserted[edge] += 1
             present.add(edge)

@@ -81,8 +81,9 @@ def read(view: exoflow.LoopView, checkpoint: str) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``epoch``, ``row``, ``committed_at`` (None where an owner died before it could tell), ``bytes`` (of the checkpoint; None
-        where the epoch has none) and ``batch`` (the output of its offline batch, or None).
+        ``epoch``, ``row``, ``committed_at`` (None where an owner died before it could tell), ``bytes`` (of
+        the checkpoint; None where the epoch has none) and ``batch`` (the output of its offline batch, or
+        None).
     """
     entries: dict[int, dict[str, Any]] = {}
     for data in view.archived:

@@ -29,7 +29,7 @@ from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
 from graph_stream.partition import Partition
 from graph_stream.reader import Reader
-from ingest import Source
+from ingest import Source, SourceError, open_source
 
 MAX_IN_FLIGHT = 4
 LOOP = "epochs"
@@ -114,12 +114,15 @@ class Pipeline:
         Raises
         ------
         ConfigError
-            When the id belongs to a run with other options; names each.
+            When the id belongs to a run with other options; names each. Of a new run, when a source cannot be
+            opened; nothing is written then.
         exoflow.ExoflowError
             See `exoflow.run`.
         """
         recorded = recorded_config(run_id, store)
-        if recorded is not None and recorded != self.config:
+        if recorded is None:
+            self._check_sources()
+        elif recorded != self.config:
             lines = "\n  ".join(recorded.difference(self.config))
             message = (
                 f"run {run_id!r} exists with other options (recorded -> given):\n  {lines}\n"
@@ -135,6 +138,13 @@ class Pipeline:
             observer=_observer(progress),
         )
         return result
+
+    def _check_sources(self) -> None:
+        try:
+            for uri in self.config.sources:
+                open_source(uri, self.config.columns).splits()
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
 
 
 def resume(

@@ -180,7 +180,9 @@ def drift(series: Sequence[Series], caption: str) -> "Figure":
     style.legend(axes, entries)
     axes.set_xlim(epochs[0] - reach, epochs[-1] + reach)
     axes.set_yscale("log")
+    # The drift of one run may stay within a decade, where only the minor ticks are left to read.
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.0e}" if f"{value:.0e}"[0] in "25" else "")
     style.whole_numbers(axes)
     axes.set_xlabel("epoch of the audit")
     axes.set_ylabel("relative error, mean to largest (log scale)")

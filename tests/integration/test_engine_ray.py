@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 
 import exoflow
-from exoflow.journal import journal_folder, read_journal
+from exoflow.journal import journal_folder
 from exoflow.storage import LocalStore
 from tests.integration import engine_flows as flows
 
@@ -161,7 +159,10 @@ def test_an_unknown_id_writes_nothing(store):
 
 def test_changed_code_is_refused_unless_told_to_go_on(store, tmp_path, monkeypatch):
     source = tmp_path / "changing_module.py"
-    text = "import exoflow\n\n@exoflow.task(num_cpus=0)\ndef f(path):\n    assert open(path).read() == 'go'\n    return {}\n"
+    text = (
+        "import exoflow\n\n@exoflow.task(num_cpus=0)\n"
+        "def f(path):\n    assert open(path).read() == 'go'\n    return {}\n"
+    )
     source.write_text(text.format(1))
     (tmp_path / "gate").write_text("stay")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -220,6 +221,7 @@ class Fragile:
 
     def persist(self, total: int) -> int:
         if flows.once(self.folder, "persist"):
+            until(lambda: (Path(self.folder) / "produced").exists())
             os._exit(1)
         return total
 
@@ -227,10 +229,23 @@ class Fragile:
         self.total = total
 
 
+class Touch:
+    """An observer that tells by a file that the controller knows of an output."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def produced(self, event: Any) -> None:
+        (self.folder / "produced").touch()
+
+    def committed(self, records: Any, at: float) -> None:
+        """Nothing depends on commits here."""
+
+
 def test_an_actor_that_dies_while_it_persists_is_noticed(store, tmp_path):
     fragile = Fragile.bind(str(tmp_path))
     fragile.add.bind(1) >> (last := fragile.add.bind(2))
-    assert run(last, store) == 3
+    assert run(last, store, observer=Touch(tmp_path)) == 3
 
 
 @exoflow.actor(deterministic=True, num_cpus=0)

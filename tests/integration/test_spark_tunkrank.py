@@ -1,11 +1,5 @@
 """The offline TunkRank job against exact solutions."""
 
-import ast
-import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from scipy.sparse.linalg import spsolve
 
-from spark.output import OutputFolder
 from spark.session import close_session, open_session
 from tests.integration.test_spark_session import PROJECT, need_java
 

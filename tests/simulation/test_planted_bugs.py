@@ -14,7 +14,7 @@ import pytest
 
 import exoflow
 from exoflow.dag import Node
-from exoflow.messages import Append, Collect, Instruction, StartActor, StopActor, Submit
+from exoflow.messages import Collect, Instruction, StartActor, StopActor, Submit
 from exoflow.plan import Plan, TaskSpec, build
 from exoflow.records import Status
 from exoflow.recovery import Action
@@ -220,7 +220,7 @@ def crash_runs(simulate: Simulate, plan: Plan, expected: Any) -> Iterator[Callab
         yield begin
         for _, _, objects in crash_states(first.log, max_in_flight=2):
 
-            def resume(objects: dict[str, bytes] = objects) -> None:
+            def resume(objects: dict[str, bytes] = objects, seed: int = seed) -> None:
                 again = simulate(plan, objects, seed=seed + 1, fold_every=3)
                 again.run()
                 judge(again, expected)

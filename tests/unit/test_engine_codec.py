@@ -33,7 +33,8 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     if isinstance(left, float):
-        return left == right and math.copysign(1, left) == math.copysign(1, right) or left != left != right
+        alike = left == right and math.copysign(1, left) == math.copysign(1, right)
+        return alike or (math.isnan(left) and math.isnan(right))
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, dict):

@@ -93,8 +93,8 @@ def test_objects_come_back_and_every_flipped_or_missing_byte_is_noticed(given_re
     for damaged in (bytes(flipped), raw[:place]):
         try:
             found = decode_object("key", damaged)
-        except CorruptRecord as error:
-            assert error.key == "key"
+        except CorruptRecord:
+            continue
         else:
             # White space and the trailing newline are outside of what the checksum covers.
             assert found == back

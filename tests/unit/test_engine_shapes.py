@@ -85,7 +85,7 @@ def ending(told: list[Any], label: str, last: int) -> Any:
 
 
 def expected_of(node: Node, expected: Any, *, every_crash: bool = True, fold_every: int = 2) -> Simulation:
-    """Run undisturbed, from every crash, and under faults: always the same answer."""
+    """Run undisturbed, from crashes all over the write log, and under faults: always the same answer."""
     plan = build(node)
     first = Simulation(plan, seed=1, fold_every=fold_every)
     assert first.run() is Status.SUCCESSFUL, first.end
@@ -99,7 +99,8 @@ def expected_of(node: Node, expected: Any, *, every_crash: bool = True, fold_eve
         else:
             assert "died" in (rough.end.error or ""), rough.end
     if every_crash:
-        for point, landed, objects in crash_states(first.log, max_in_flight=1):
+        states = list(crash_states(first.log, max_in_flight=1))
+        for point, landed, objects in states[:: len(states) // 50 + 1]:
             again = Simulation(plan, objects, seed=2, fold_every=fold_every)
             assert again.run() is Status.SUCCESSFUL, (point, landed)
             assert again.result() == expected, (point, landed)
@@ -153,8 +154,8 @@ def test_two_loops_with_equal_bodies_do_not_share_task_ids():
 @pytest.mark.parametrize("mode", MODES)
 def test_two_loops_in_sequence_over_one_actor(mode):
     first = exoflow.loop(functools.partial(tell_body, mode, 3, "a"), [], max_in_flight=3)
-    second = exoflow.loop(functools.partial(tell_body, mode, 9, "b"), first, max_in_flight=3)
-    told = [["a", i] for i in range(1, 4)] + [["b", i] for i in range(1, 10)]
+    second = exoflow.loop(functools.partial(tell_body, mode, 6, "b"), first, max_in_flight=3)
+    told = [["a", i] for i in range(1, 4)] + [["b", i] for i in range(1, 7)]
     expected_of(second, told)
 
 

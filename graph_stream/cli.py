@@ -25,9 +25,19 @@ from ingest import IngestError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
+
+class _Option(click.Option):
+    """An option whose environment variable is named after the option, where its parameter has another name."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_{self.opts[0].lstrip('-').replace('-', '_').upper()}") or None
+
+
 _store = click.option("--store", required=True, metavar="DIR", help="Folder that keeps the runs.")
 _run_id = click.option("--run-id", required=True, metavar="ID", help="Name of the run; resumed by it.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
+_json = click.option(
+    "--json", "as_json", cls=_Option, is_flag=True, help="Print one JSON object as the last line of stdout."
+)
 _epoch = click.option("--epoch", type=click.IntRange(1), help="Default: the newest committed epoch.")
 _take_over = click.option(
     "--take-over", is_flag=True, help="Claim the run although its owner looks alive; that process is stopped."
@@ -46,7 +56,15 @@ def cli() -> None:
 @cli.command()
 @_run_id
 @_store
-@click.option("--source", "sources", multiple=True, required=True, metavar="URI", help="File, folder or rmat:// URI.")
+@click.option(
+    "--source",
+    "sources",
+    cls=_Option,
+    multiple=True,
+    required=True,
+    metavar="URI",
+    help="File, folder or rmat:// URI.",
+)
 @click.option("--columns", default="src,dst", help="src,dst[,time][,op] in the order of the file.")
 @click.option("--algorithm", type=click.Choice(["tunkrank"]), default="tunkrank")
 @click.option("--retweet-probability", type=float, default=0.00037)
@@ -237,7 +255,7 @@ def _exact(
 
 
 @cli.command()
-@click.option("--run-id", "run_ids", multiple=True, required=True, metavar="ID", help="May be repeated.")
+@click.option("--run-id", "run_ids", cls=_Option, multiple=True, required=True, metavar="ID", help="May be repeated.")
 @_store
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder.")
 @click.option("--warmup", type=click.IntRange(0), default=0, help="Epochs at the start to leave out.")
@@ -397,7 +415,7 @@ def environment() -> dict[str, str]:
 def main() -> None:
     """Run the command; errors become one message and an exit code."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="graph-stream", standalone_mode=False)
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:

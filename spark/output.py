@@ -224,10 +224,7 @@ def verify(attempt: Path) -> str:
     path = attempt / MANIFEST_NAME
     try:
         data = path.read_bytes()
-        files = [
-            (attempt / entry["name"], entry["bytes"], entry.get("sha256"))
-            for entry in json.loads(data)["files"]
-        ]
+        files = [(attempt / entry["name"], entry["bytes"], entry.get("sha256")) for entry in json.loads(data)["files"]]
     except FileNotFoundError as error:
         message = f"{path} is missing, so the output there is not complete: run the batch again"
         raise OutputCorrupt(message) from error

@@ -110,9 +110,7 @@ def default_settings() -> dict[str, str]:
 def parse_settings(text: str) -> dict[str, str]:
     """Parse spark-defaults.conf: lines of a name, blanks or ``=``, a value; ``#`` starts a comment line."""
     lines = (line.strip() for line in text.splitlines())
-    entries = (
-        re.split(r"\s*=\s*|\s+", line, maxsplit=1) for line in lines if line and not line.startswith("#")
-    )
+    entries = (re.split(r"\s*=\s*|\s+", line, maxsplit=1) for line in lines if line and not line.startswith("#"))
     return {entry[0]: entry[1] if len(entry) > 1 else "" for entry in entries}
 
 

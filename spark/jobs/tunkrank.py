@@ -37,7 +37,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -291,9 +291,7 @@ def build_graph(changes: DataFrame, partitions: int, checkpoints: Checkpoints) -
         .sortWithinPartitions("vertex")
     )
     rows = checkpoints.cut(layout)
-    vertices, edge_count, max_following = rows.agg(
-        F.count("*"), F.sum("following"), F.max("following")
-    ).collect()[0]
+    vertices, edge_count, max_following = rows.agg(F.count("*"), F.sum("following"), F.max("following")).collect()[0]
     return Graph(rows, vertices, edge_count or 0, max_following or 0)
 
 
@@ -315,6 +313,7 @@ def solve(
     # The lags of an iteration add up to at most one per vertex, so a word this long leaves room for any sum.
     word_bits = 62 - graph.vertices.bit_length()
     error_per_step = ROUNDINGS_PER_STEP * UNIT_ROUNDOFF + graph.max_following * 2.0 ** (-2 * word_bits)
+    iterate = plan_iteration(graph, retweet_probability, word_bits)
     state = graph.rows.select("vertex", F.lit(1.0).alias("lag"), F.lit(0.0).alias("influence"))
     largest_lag = 1.0 if graph.edges else 0.0
     iterations = 0
@@ -328,7 +327,7 @@ def solve(
             )
             raise NotConverged(message)
         for _ in range(steps):
-            state = iterate(graph, state, retweet_probability, word_bits)
+            state = iterate(state)
         state = checkpoints.cut(state)
         checkpoints.keep_only(graph.rows, state)
         iterations += steps
@@ -344,18 +343,16 @@ def steps_to_go(largest_lag: float, retweet_probability: float, tolerance: float
     return min(max(needed, 1), MAX_STEPS_PER_CHECKPOINT)
 
 
-def iterate(graph: Graph, state: DataFrame, retweet_probability: float, word_bits: int) -> DataFrame:
-    """Plan one iteration.
+def plan_iteration(graph: Graph, retweet_probability: float, word_bits: int) -> Callable[[DataFrame], DataFrame]:
+    """Make the function that plans one iteration.
 
-    A vertex's influence so far travels to itself as one more row. Joining it to the new sums instead would
-    read the state twice, and so compute the iterations planned since the last checkpoint again and again.
+    A vertex's influence so far travels to itself as one more row. Joining it to the new sums instead would read
+    the state twice, and so compute the iterations planned since the last checkpoint again and again.
 
     Parameters
     ----------
     graph
         The graph.
-    state
-        ``vertex`` int64, ``lag`` float64, ``influence`` float64, partitioned as `graph`.
     retweet_probability
         p.
     word_bits
@@ -363,33 +360,33 @@ def iterate(graph: Graph, state: DataFrame, retweet_probability: float, word_bit
 
     Returns
     -------
-    DataFrame
-        The next state.
+    callable
+        From a state to the next one: ``vertex`` int64, ``lag`` float64, ``influence`` float64, partitioned as
+        `graph`.
     """
     unit = 2.0**word_bits
     scaled = F.col("lag") / F.greatest("following", F.lit(1)) * unit
     high = F.floor("scaled")
-    low = F.ceil((F.col("scaled") - F.floor("scaled")) * unit)
-    own = F.col("receiver") == F.col("vertex")
-    delta = F.col("high") * (1 / unit) + F.col("low") * (1 / unit**2)
-    return (
-        state.join(graph.rows, "vertex")
-        .withColumn("scaled", scaled)
-        .select("vertex", "receivers", "influence", high.alias("high"), low.alias("low"))
-        .withColumn("receiver", F.explode("receivers"))
-        .groupBy(F.col("receiver").alias("vertex"))
-        .agg(
-            F.sum(F.when(own, 0).otherwise(F.col("high"))).alias("high"),
-            F.sum(F.when(own, 0).otherwise(F.col("low"))).alias("low"),
-            F.max(F.when(own, F.col("influence")).otherwise(0.0)).alias("influence"),
-        )
-        .withColumn("delta", delta)
-        .select(
-            "vertex",
-            (F.lit(retweet_probability) * F.col("delta")).alias("lag"),
-            (F.col("influence") + F.col("delta")).alias("influence"),
-        )
-    )
+    low = F.ceil((F.col("scaled") - high) * unit)
+    is_own = F.col("receiver") == F.col("vertex")
+    delta = F.col("high") / unit + F.col("low") / unit**2
+    emissions = ["vertex", "influence", scaled.alias("scaled"), F.explode("receivers").alias("receiver")]
+    sums = [
+        F.sum(F.when(is_own, 0).otherwise(high)).alias("high"),
+        F.sum(F.when(is_own, 0).otherwise(low)).alias("low"),
+        F.max(F.when(is_own, F.col("influence")).otherwise(0.0)).alias("influence"),
+    ]
+    next_state = [
+        F.col("receiver").alias("vertex"),
+        (delta * retweet_probability).alias("lag"),
+        (F.col("influence") + delta).alias("influence"),
+    ]
+
+    def plan(state: DataFrame) -> DataFrame:
+        emitted = state.join(graph.rows, "vertex").select(*emissions)
+        return emitted.groupBy("receiver").agg(*sums).select(*next_state)
+
+    return plan
 
 
 def write_manifest(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -429,9 +426,7 @@ def _check_parameters(retweet_probability: float, tolerance: float, max_iteratio
 def _empty_folder(output: str | os.PathLike[str]) -> Path:
     uri = _uri(output)
     if not uri.startswith("file:"):
-        message = (
-            f"output {uri} is not a local folder: this job writes its manifest through the local file system"
-        )
+        message = f"output {uri} is not a local folder: this job writes its manifest through the local file system"
         raise ValueError(message)
     folder = Path(uri.removeprefix("file:"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -454,9 +449,7 @@ def _sequence_of(name: str, sequences: dict[str, int]) -> int:
     try:
         return sequences[_uri(unquote(name))]
     except KeyError:
-        message = (
-            f"{name} was found below an input but is not one itself: list files, not folders or patterns"
-        )
+        message = f"{name} was found below an input but is not one itself: list files, not folders or patterns"
         raise ValueError(message) from None
 
 

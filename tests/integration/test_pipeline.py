@@ -1,0 +1,306 @@
+"""The main path on a real Ray: one outcome whatever the mode, the shape and the interruptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import exoflow
+from graph_stream import Pipeline, quarantine, runs
+from graph_stream.certificate import error_bound
+from graph_stream.config import RunConfig
+from graph_stream.epoch import combine
+from graph_stream.errors import ConfigError, EpochNotFound
+from graph_stream.graph import PartitionState
+from graph_stream.pipeline import Progress, resume
+from graph_stream.rounds import alone
+from ingest import EpochReader, open_source, write_rmat
+from spark.session import JavaMissing, require_java
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+RMAT = {"columns": "src,dst,op", "epoch_edges": 500}
+MESSAGES = {"columns": "src,dst,time", "epoch_edges": 5_000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a run has to come to: computed in this process, by one partition and one thread."""
+
+    hashes: list[str]
+    scores: list[pa.Table]
+
+
+@cache
+def reference(config: RunConfig) -> Reference:
+    parameters = config.parameters()
+    state = PartitionState(parameters)
+    found = Reference([], [])
+    last = False
+    with EpochReader([open_source(uri, config.columns) for uri in config.sources], config.epoch_edges) as reader:
+        position = reader.start()
+        while not last:
+            batch = reader.read(position)
+            summary = combine([state.apply(state.epoch + 1, batch.src, batch.dst, batch.op, alone)], parameters)
+            vertex, influence = state.scores()
+            order = np.argsort(vertex)
+            bound = error_bound(influence[order], summary.error_bound)
+            found.hashes.append(summary.state_hash)
+            found.scores.append(pa.table([vertex[order], influence[order], bound], schema=runs.SCORES_SCHEMA))
+            position, last = batch.end, batch.last
+    return found
+
+
+def expected(source: str, **options: Any) -> Reference:
+    return reference(RunConfig((source,), columns=options["columns"], epoch_edges=options["epoch_edges"]))
+
+
+def hashes(store: str, run_id: str = "r") -> list[str]:
+    return [entry["row"]["state_hash"] for entry in runs.open_run(run_id, store).entries]
+
+
+class Interrupt:
+    """A progress callback that interrupts the run at an epoch, and remembers what was published."""
+
+    def __init__(self, epoch: int | None = None) -> None:
+        self._epoch = epoch
+        self.published: list[int] = []
+
+    def __call__(self, row: Any) -> None:
+        self.published.append(row["epoch"])
+        if row["epoch"] == self._epoch:
+            raise KeyboardInterrupt
+
+
+def run_until(pipeline: Pipeline, store: str, progress: Progress) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(run_id="r", store=store, progress=progress)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def rmat() -> str:
+    return "rmat://?scale=8&edges=6000&seed=5&deletes=0.2"
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a stream of messages between students, or a synthetic one where it is not at hand."""
+    path = Path(os.environ.get("EXOFLOW_DATA_DIR", "")) / "CollegeMsg.txt.gz"
+    if path.is_file():
+        return str(path)
+    made = tmp_path_factory.mktemp("messages") / "messages.txt"
+    plain = made.with_name("plain.txt")
+    write_rmat(plain, 10, 60_000, seed=9)
+    made.write_text("".join(f"{line} {i}\n" for i, line in enumerate(plain.read_text().splitlines())))
+    return str(made)
+
+
+# --- one outcome --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("partitions", "threads", "mode", "checkpoint_every"),
+    [
+        (1, 1, "none", 1),
+        (1, 2, "async", 3),
+        (2, 1, "sync", 3),
+        (2, 2, "none", 3),
+        (4, 1, "async", 1),
+        (4, 2, "sync", 1),
+    ],
+)
+@pytest.mark.parametrize("stream", ["rmat", "messages"])
+def test_one_state_hash_per_epoch(stream, partitions, threads, mode, checkpoint_every, store, request):
+    source, options = request.getfixturevalue(stream), RMAT if stream == "rmat" else MESSAGES
+    shape = {"partitions": partitions, "threads": threads, "checkpoint_every": checkpoint_every}
+    last = Pipeline(source, checkpoint=mode, **shape, **options).run(run_id="r", store=store)
+    assert hashes(store) == expected(source, **options).hashes
+    assert last == runs.open_run("r", store).entries[-1]["row"]
+
+
+@pytest.mark.parametrize(("mode", "before", "after"), [("async", 1, 2), ("sync", 4, 1), ("none", 2, 1)])
+def test_resume_on_other_partitions(rmat, mode, before, after, store):
+    pipeline = Pipeline(rmat, checkpoint=mode, partitions=before, checkpoint_every=3, **RMAT)
+    run_until(pipeline, store, Interrupt(8))
+    survived = hashes(store)
+    assert survived == expected(rmat, **RMAT).hashes[: len(survived)]
+    assert bool(survived) == (mode != "none")
+    again = Interrupt()
+    resume("r", store, partitions=after, progress=again)
+    assert hashes(store) == expected(rmat, **RMAT).hashes
+    assert sorted(again.published) == list(range(len(survived) + 1, len(hashes(store)) + 1))
+
+
+def test_scores_of_every_kept_epoch_also_between_two_checkpoints(rmat, store):
+    run_until(Pipeline(rmat, checkpoint="sync", checkpoint_every=3, **RMAT), store, Interrupt(10))
+    resume("r", store)
+    run = runs.open_run("r", store)
+    with_snapshot = [entry["epoch"] for entry in run.entries if entry["bytes"] is not None]
+    assert set(with_snapshot) >= {3, 6, 9}
+    assert len(with_snapshot) < run.newest
+    wanted = expected(rmat, **RMAT).scores
+    for epoch in range(3, run.newest + 1):
+        assert runs.scores(run, epoch).equals(wanted[epoch - 1])
+    with pytest.raises(EpochNotFound, match="state of epoch 2 .* kept are snapshots from epoch 3 on"):
+        runs.scores(run, 2)
+
+
+def test_the_number_of_epochs_can_be_limited(rmat, store):
+    assert Pipeline(rmat, epochs=4, **RMAT).run(run_id="r", store=store)["epoch"] == 4
+    assert hashes(store) == expected(rmat, **RMAT).hashes[:4]
+
+
+def test_other_options_are_refused(rmat, store):
+    Pipeline(rmat, epochs=2, **RMAT).run(run_id="r", store=store)
+    with pytest.raises(ConfigError, match=re.escape("--epochs: 2 -> 3")):
+        Pipeline(rmat, epochs=3, **RMAT).run(run_id="r", store=store)
+
+
+def test_a_source_that_cannot_be_opened_leaves_no_run(store):
+    with pytest.raises(ConfigError, match=r"no/where\.txt: there is no file"):
+        Pipeline("no/where.txt").run(run_id="r", store=store)
+    with pytest.raises(exoflow.WorkflowNotFound):
+        runs.open_run("r", store)
+
+
+# --- pace ---------------------------------------------------------------------------------------------------
+
+
+def test_a_paced_stream_follows_its_schedule_and_not_the_computation(rmat, store):
+    rate = 5_000.0
+    Pipeline(rmat, rate=rate, **RMAT).run(run_id="r", store=store)
+    rows = [entry["row"] for entry in runs.open_run("r", store).entries]
+    scheduled = [row["scheduled_time"] for row in rows]
+    assert np.diff(scheduled) == pytest.approx(np.full(len(rows) - 1, RMAT["epoch_edges"] / rate), abs=1e-6)
+    assert scheduled[0] == pytest.approx(rows[0]["read_started"] + RMAT["epoch_edges"] / rate, abs=1e-6)
+    assert all(row["published_at"] >= row["scheduled_time"] for row in rows)
+
+
+# --- bad records --------------------------------------------------------------------------------------------
+
+BAD_LINES = {1_200: "3 x", 1_201: "one two", 4_100: "5", 5_600: "9223372036854775808 1"}
+
+
+@pytest.fixture
+def dirty(tmp_path: Path) -> Path:
+    """Return a stream of 6,000 good records with bad ones in between."""
+    path = tmp_path / "dirty.txt"
+    write_rmat(path, 8, 6_000, seed=5)
+    lines = path.read_text().splitlines()
+    for place in sorted(BAD_LINES, reverse=True):
+        lines.insert(place, BAD_LINES[place])
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def quarantined(store: str) -> Iterator[dict[str, Any]]:
+    from exoflow.blobs import object_key
+    from exoflow.storage import open_store
+
+    opened = open_store(store)
+    for key in opened.list(object_key("r", "quarantine")):
+        data = opened.get(key)
+        assert data is not None
+        table = pq.read_table(io.BytesIO(data))
+        assert table.schema.equals(quarantine.SCHEMA)
+        yield from table.to_pylist()
+
+
+@pytest.mark.parametrize("mode", ["none", "async", "sync"])
+def test_bad_records_are_quarantined_once_whatever_happens(dirty, mode, store):
+    options = {"columns": "src,dst", "epoch_edges": 500}
+    run_until(Pipeline(str(dirty), checkpoint=mode, **options), store, Interrupt(9))
+    last = resume("r", store)
+    assert (last["total_records"], last["total_rejected"]) == (6_000, len(BAD_LINES))
+    found = list(quarantined(store))
+    assert [each["raw"].decode() for each in found] == list(BAD_LINES.values())
+    data = dirty.read_bytes()
+    assert all(data[each["offset"] :].startswith(each["raw"]) for each in found)
+    assert all(each["reason"] and each["split"] == "dirty.txt" for each in found)
+    assert hashes(store) == expected(str(dirty), **options).hashes
+
+
+def test_too_many_bad_records_stop_the_run_which_resumes_once_they_are_put_right(dirty, store):
+    options = {"columns": "src,dst", "epoch_edges": 500}
+    pipeline = Pipeline(str(dirty), max_bad_records=2, **options)
+    with pytest.raises(exoflow.TaskFailed) as stopped:
+        pipeline.run(run_id="r", store=store)
+    assert re.search(
+        r"TooManyBadRecords: 3 records could not be read, more than --max-bad-records 2; "
+        r"in epoch 9 the first is at dirty\.txt, offset \d+: ",
+        stopped.value.detail,
+    )
+    survived = hashes(store)
+    assert survived == expected(str(dirty), **options).hashes[:8]
+    with pytest.raises(exoflow.TaskFailed, match="3 records could not be read"):
+        resume("r", store)
+
+    mended = dirty.read_text()
+    for place, bad in list(BAD_LINES.items())[2:]:
+        good = "1 2".ljust(len(bad)) if len(bad) > 2 else "#"
+        mended = mended.replace(f"\n{bad}\n", f"\n{good}\n")
+        assert place
+    dirty.write_text(mended)
+    resume("r", store)
+    reference.cache_clear()
+    assert hashes(store) == expected(str(dirty), **options).hashes
+    reference.cache_clear()
+
+
+# --- retention ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_old_epochs_leave_the_store_but_not_the_history(messages, mode, store):
+    options = {**MESSAGES, "epoch_edges": 1_000}
+    Pipeline(messages, checkpoint=mode, keep_epochs=5, **options).run(run_id="r", store=store)
+    wanted = expected(messages, **options)
+    assert len(wanted.hashes) >= 59
+    assert hashes(store) == wanted.hashes
+    run = runs.open_run("r", store)
+    for epoch in range(run.newest - 4, run.newest + 1):
+        assert runs.scores(run, epoch).equals(wanted.scores[epoch - 1])
+    with pytest.raises(EpochNotFound, match=r"state of epoch 3 .* can no longer be rebuilt.*--keep-epochs 5"):
+        runs.scores(run, 3)
+    # What is kept: of each kept epoch an object or two, and a manifest's worth of older ones.
+    kept = list((Path(store) / "workflows" / "r" / "blobs").iterdir())
+    assert len(kept) <= 30
+
+
+# --- audits -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.java
+def test_audits_beside_the_stream_hold(rmat, store):
+    try:
+        require_java()
+    except JavaMissing as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    Pipeline(rmat, batch_every=6, **RMAT).run(run_id="r", store=store)
+    entries = runs.open_run("r", store).entries
+    assert hashes(store) == expected(rmat, **RMAT).hashes
+    batches = {entry["epoch"]: entry["batch"] for entry in entries if entry["batch"] is not None}
+    assert list(batches) == [6, 12]
+    for epoch, batch in batches.items():
+        assert batch["within_bound"]
+        assert 0 <= batch["mean_relative_drift"] <= batch["max_relative_drift"] <= batch["error_bound"]
+        assert batch["error_bound"] == entries[epoch - 1]["row"]["error_bound"]
+        assert batch["edges"] == entries[epoch - 1]["row"]["edges"]

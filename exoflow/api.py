@@ -57,7 +57,7 @@ def init(
         Show what tasks print.
     """
     _default.update(
-        store=open_store(store),
+        store=store,
         ray={
             "num_cpus": num_cpus,
             "object_store_bytes": object_store_bytes,
@@ -137,9 +137,10 @@ def resume(
     WorkflowNotFound
         When the store has no such workflow; nothing is written then.
     """
-    where = _store(store)
     _check_id(workflow_id)
-    tail = read_journal(where, workflow_id)
+    # An unknown id must leave no trace, so the store is opened for writing only once there is a journal.
+    tail = read_journal(_store(store, create=False), workflow_id)
+    where = _store(store)
     plan = _load_plan(where, workflow_id, tail)
     _check_code(workflow_id, plan, on_change)
     return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds)
@@ -177,7 +178,7 @@ def run_async(node: Node, *, workflow_id: str, **options: Any) -> Handle:
 
 def get_status(workflow_id: str, *, store: str | None = None) -> Status:
     """Return where a workflow stands; raises WorkflowNotFound."""
-    where = _store(store)
+    where = _store(store, create=False)
     return _status(where, workflow_id, read_journal(where, workflow_id))
 
 
@@ -193,7 +194,7 @@ def get_output(workflow_id: str, *, task: str | None = None, store: str | None =
     TaskFailed
         When the workflow has failed and its result was asked for.
     """
-    where = _store(store)
+    where = _store(store, create=False)
     tail = read_journal(where, workflow_id)
     if task is not None:
         record = tail.history.committed.get(task)
@@ -216,7 +217,7 @@ def get_metadata(workflow_id: str, *, store: str | None = None) -> dict[str, Any
 
     Times are Unix seconds.
     """
-    where = _store(store)
+    where = _store(store, create=False)
     tail = read_journal(where, workflow_id)
     history = tail.history
     plan = _load_plan(where, workflow_id, tail)
@@ -242,7 +243,7 @@ def get_metadata(workflow_id: str, *, store: str | None = None) -> dict[str, Any
 
 def list_all(*, store: str | None = None) -> list[tuple[str, Status]]:
     """Return all workflows of a store with their status, by id."""
-    where = _store(store)
+    where = _store(store, create=False)
     ids = sorted({key.split("/")[1] for key in where.list("workflows") if "/journal/" in key})
     return [(name, _status(where, name, read_journal(where, name))) for name in ids]
 
@@ -261,7 +262,7 @@ class LoopView:
 
 def read_loop(workflow_id: str, *, loop: str = "loop", store: str | None = None) -> LoopView:
     """Return the committed iterations of a loop; raises WorkflowNotFound, CorruptRecord."""
-    where = _store(store)
+    where = _store(store, create=False)
     tail = read_journal(where, workflow_id)
     history = tail.history
     blobs = Blobs(where, workflow_id)
@@ -286,14 +287,12 @@ def read_loop(workflow_id: str, *, loop: str = "loop", store: str | None = None)
 # --- inside -----------------------------------------------------------------------------------------------
 
 
-def _store(uri: str | None) -> Store:
-    if uri is not None:
-        return open_store(uri)
-    if "store" not in _default:
+def _store(uri: str | None, *, create: bool = True) -> Store:
+    chosen = _default.get("store") if uri is None else uri
+    if chosen is None:
         message = "no store: call exoflow.init(store=...) first, or pass store="
         raise DefinitionError(message)
-    chosen: Store = _default["store"]
-    return chosen
+    return open_store(chosen, create=create)
 
 
 def _check_id(workflow_id: str) -> None:

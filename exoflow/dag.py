@@ -300,7 +300,7 @@ def loop(
     keep : int
         Committed iterations whose outputs and snapshots stay readable.
     archive : callable or None
-        ``archive(iterations) -> bytes`` makes one object of the iterations (`exoflow.Iteration`) that
+        ``archive(iterations) -> bytes`` makes one object of the iterations (`exoflow.IterationView`) that
         leave the journal; without it they leave no trace.
     name : str or None
         Task id of the loop, default ``"loop"``.

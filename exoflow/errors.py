@@ -8,9 +8,7 @@
         WorkflowNotFound     no workflow of that id in the store
         WorkflowRunning      a live owner holds it
         PlanMismatch         the id belongs to a workflow with another plan or changed code
-        WorkflowCanceled     it was canceled and will not run again
         TaskFailed           a task gave up: its error is the cause
-        InDoubt              an external effect was cut off and nothing can tell whether it happened
         Fenced               another owner took the workflow over; this process must stop
       StorageError           carries key
         StorageUnavailable   the store is out of reach, full or not writable; never means "absent"
@@ -68,10 +66,6 @@ class PlanMismatch(WorkflowError):
     """The id belongs to a workflow with another plan, or its code has changed."""
 
 
-class WorkflowCanceled(WorkflowError):
-    """The workflow was canceled."""
-
-
 class Fenced(WorkflowError):
     """Another owner has taken the workflow over."""
 
@@ -95,10 +89,6 @@ class TaskFailed(WorkflowError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from id, task and detail."""
         return (type(self), (self.workflow_id, self.task, self.detail))
-
-
-class InDoubt(WorkflowError):
-    """An external effect was cut off, and nothing can tell whether it happened."""
 
 
 class StorageError(ExoflowError):

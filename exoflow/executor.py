@@ -15,7 +15,9 @@ import dataclasses
 import os
 import queue
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def ensure_ray(
     _keep_to_loopback()
     _remove_leftovers()
     folder = tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=tempfile.gettempdir())
+    on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=num_cpus or os.cpu_count(),
         object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,
@@ -75,6 +78,9 @@ def ensure_ray(
         logging_level="error",
         _temp_dir=folder,
     )
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own; how this process ends is for its caller to say.
+        signal.signal(signal.SIGTERM, on_terminate)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 

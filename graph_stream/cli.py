@@ -66,8 +66,8 @@ def cli() -> None:
     help="File, folder or rmat:// URI.",
 )
 @click.option("--columns", default="src,dst", help="src,dst[,time][,op] in the order of the file.")
-@click.option("--algorithm", type=click.Choice(["tunkrank"]), default="tunkrank")
-@click.option("--retweet-probability", type=float, default=0.00037)
+@click.option("--algorithm", type=click.Choice(["tunkrank"]), default="tunkrank", help="What to compute.")
+@click.option("--retweet-probability", type=float, default=0.00037, help="p of TunkRank, 0 <= p < 1.")
 @click.option("--tolerance", type=float, default=1e-3, help="Relative error to work down to.")
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), default="async", help="When an epoch is durable.")
 @click.option("--checkpoint-every", type=int, default=1, help="Epochs between two deltas of the graph.")
@@ -279,7 +279,7 @@ def generate() -> None:
 @generate.command()
 @click.option("--scale", type=int, required=True, help="2^SCALE vertices.")
 @click.option("--edges", type=int, required=True, help="Records.")
-@click.option("--seed", type=int, default=1)
+@click.option("--seed", type=int, default=1, help="Which stream.")
 @click.option("--deletes", type=float, default=0.0, help="Share of records that delete an earlier edge.")
 @click.option(
     "--out",

@@ -75,6 +75,9 @@ class Partition:
             },
         }
 
+    def ready(self) -> None:
+        """Return once this member has started."""
+
     def capture(self) -> _Captured:
         """Return what changed since the last capture; the arrays are never written to again."""
         result = self._state.result

@@ -48,7 +48,9 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
     cut = reader.cut.bind(i)
-    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
+    # A paced run's clock starts when everybody is ready, so that starting up is no latency.
+    ready = partitions.ready.options(checkpoint="none", query=True).bind() if i == 1 else None
+    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut, ready)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
     applied = partitions.apply.options(snapshot=has_delta).bind(records)
     if mode == "sync":

@@ -79,8 +79,11 @@ class Reader:
             "offsets": batch.offsets,
         }
 
-    def fetch(self, epoch: int, cut: dict[str, Any]) -> Records:
-        """Return an epoch's records, at its scheduled time if the run is paced."""
+    def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
+        """Return an epoch's records, at its scheduled time if the run is paced.
+
+        ``ready`` is nothing but a reason to wait before the first epoch.
+        """
         ready = self._ready.pop(epoch, None)
         if ready is None:
             began = time.time()
@@ -90,7 +93,7 @@ class Reader:
         scheduled = ended
         if self._config.rate is not None:
             if self._schedule is None:
-                self._schedule = _Schedule(self._config.rate, began)
+                self._schedule = _Schedule(self._config.rate, time.time())
             scheduled = self._schedule.close_after(cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))

@@ -95,7 +95,7 @@ def open_run(run_id: str, store: str) -> Run:
         message = f"{run_id!r} is a workflow, but not a run of graph-stream"
         raise ConfigError(message)
     config = RunConfig.from_json(view.plan.metadata["config"])
-    return Run(run_id, open_store(store), config, view, ledger.read(view, config.checkpoint))
+    return Run(run_id, open_store(store, create=False), config, view, ledger.read(view, config.checkpoint))
 
 
 # --- snapshots and scores ---------------------------------------------------------------------------------

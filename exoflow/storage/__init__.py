@@ -36,8 +36,11 @@ class Store(Protocol):
         """Remove ``key``; no error when it is absent."""
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, *, create: bool = True) -> Store:
     """Open the store that ``uri`` names: a local folder, as a path or ``file://``.
+
+    With ``create`` a missing folder is made and a probe is written; without, nothing is written, and a
+    missing folder is an empty store.
 
     Raises
     ------
@@ -48,8 +51,8 @@ def open_store(uri: str) -> Store:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
-        return LocalStore(uri)
+        return LocalStore(uri, create=create)
     if scheme == "file":
-        return LocalStore(rest)
+        return LocalStore(rest, create=create)
     message = f"cannot open a store at {uri!r}: known are a local folder (a path or file://PATH)"
     raise DefinitionError(message)

@@ -29,14 +29,15 @@ class LocalStore:
         From every verb: on any error of the file system but absence. When opened: if a probe write fails.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, create: bool = True) -> None:
         self.root = Path(root).expanduser().absolute()
         self.uri = str(self.root)
         self._temporary = self.root / _TEMPORARY
-        with self._reported("open", ""):
-            self._temporary.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-        self._probe()
+        if create:
+            with self._reported("open", ""):
+                self._temporary.mkdir(parents=True, exist_ok=True)
+                self._remove_leftovers()
+            self._probe()
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes at ``key``, or None when no file is there."""
@@ -105,6 +106,7 @@ class LocalStore:
     @contextlib.contextmanager
     def _temporary_file(self, data: bytes) -> Iterator[Path]:
         # Process ids repeat, in containers at every start, so they make no name that is free for sure.
+        self._temporary.mkdir(parents=True, exist_ok=True)
         temporary = self._temporary / uuid.uuid4().hex
         try:
             with open(temporary, "xb") as file:

@@ -35,8 +35,18 @@ def test_the_demo_survives_its_crash_and_its_audit(tmp_path):
 @pytest.mark.timeout(600)
 def test_figure_7c_compares_the_three_modes(tmp_path):
     done = subprocess.run(
-        [sys.executable, "benchmarks/fig7c.py", "--epochs", "12", "--warmup", "4", "--batch-every", "4"]
-        + ["--out", str(tmp_path)],
+        [
+            sys.executable,
+            "benchmarks/fig7c.py",
+            "--epochs",
+            "12",
+            "--warmup",
+            "4",
+            "--batch-every",
+            "4",
+            "--out",
+            tmp_path,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -130,9 +130,7 @@ class Model:
         scale = 2**self.parameters.fixed_point_bits
         p = Fraction(self.parameters.retweet_probability)
         lags = [
-            1
-            + p * self.influence.get(vertex, 0) / scale
-            - Fraction(len(row) * self.contribution[vertex], scale)
+            1 + p * self.influence.get(vertex, 0) / scale - Fraction(len(row) * self.contribution[vertex], scale)
             for vertex, row in self.follows.items()
         ]
         return max([Fraction(0), *lags]), max([Fraction(0), *(-lag for lag in lags)])
@@ -156,13 +154,9 @@ def exact_influence(edges: Iterable[tuple[int, int]], p: float) -> dict[int, flo
 class Run:
     """All members of a run in this process, and a few checks over them."""
 
-    def __init__(
-        self, parameters: Parameters, partitions: int = 1, threads: int = 1, execution: str = "auto"
-    ) -> None:
+    def __init__(self, parameters: Parameters, partitions: int = 1, threads: int = 1, execution: str = "auto") -> None:
         self.parameters = parameters
-        self.states = [
-            PartitionState(parameters, index, partitions, threads, execution) for index in range(partitions)
-        ]
+        self.states = [PartitionState(parameters, index, partitions, threads, execution) for index in range(partitions)]
         self.epoch = 0
 
     def apply(self, records: Sequence[Record]) -> Summary:

@@ -39,9 +39,7 @@ def exact_influence(src: np.ndarray, dst: np.ndarray, p: float) -> tuple[np.ndar
     ids, flat = np.unique(pairs, return_inverse=True)
     follower, followed = flat.reshape(-1, 2).T
     degree = np.bincount(follower, minlength=len(ids))
-    shares = scipy.sparse.csr_matrix(
-        (1.0 / degree[follower], (followed, follower)), shape=(len(ids), len(ids))
-    )
+    shares = scipy.sparse.csr_matrix((1.0 / degree[follower], (followed, follower)), shape=(len(ids), len(ids)))
     influence = np.zeros(len(ids))
     for _ in range(2000):
         following = shares @ (1 + p * influence)
@@ -51,9 +49,7 @@ def exact_influence(src: np.ndarray, dst: np.ndarray, p: float) -> tuple[np.ndar
     pytest.fail("the exact solution does not settle")
 
 
-@pytest.mark.parametrize(
-    ("p", "tolerance", "partitions", "threads"), [(0.00037, 1e-3, 1, 2), (0.85, 1e-2, 2, 1)]
-)
+@pytest.mark.parametrize(("p", "tolerance", "partitions", "threads"), [(0.00037, 1e-3, 1, 2), (0.85, 1e-2, 2, 1)])
 def test_real_graph_in_epochs(edges, p, tolerance, partitions, threads):
     src, dst = edges
     parameters = Parameters(retweet_probability=p, tolerance=tolerance)
@@ -64,9 +60,7 @@ def test_real_graph_in_epochs(edges, p, tolerance, partitions, threads):
         summary = combine(run_members(states, epoch, src[part], dst[part], op[part]), parameters)
         assert summary.error_bound <= tolerance_limit(tolerance)
     together(partitions, lambda member, exchange: states[member].check_invariants(exchange))
-    vertices, influence = (
-        np.concatenate(column) for column in zip(*(s.scores() for s in states), strict=True)
-    )
+    vertices, influence = (np.concatenate(column) for column in zip(*(s.scores() for s in states), strict=True))
     order = np.argsort(vertices)
     ids, exact = exact_influence(src, dst, p)
     assert (vertices[order] == ids).all()

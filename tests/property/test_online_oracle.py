@@ -27,9 +27,7 @@ def test_every_epoch_is_within_its_bound_of_the_exact_solution(parameters, strea
         summary = run.apply(records)
         counts = model.apply(records)
         scores = run.scores()
-        assert_within(
-            scores, exact_influence(model.edges(), parameters.retweet_probability), summary.error_bound
-        )
+        assert_within(scores, exact_influence(model.edges(), parameters.retweet_probability), summary.error_bound)
         assert_tolerance_met(summary, parameters.tolerance)
         run.check_invariants()
         assert scores.keys() == model.vertices()

@@ -76,9 +76,7 @@ def state_of(model: Model) -> dict[tuple[int, ...], int]:
     return dict.fromkeys(model.edges(), 1) | contributions
 
 
-def difference(
-    before: dict[tuple[int, ...], int], after: dict[tuple[int, ...], int]
-) -> set[tuple[int, int, int]]:
+def difference(before: dict[tuple[int, ...], int], after: dict[tuple[int, ...], int]) -> set[tuple[int, int, int]]:
     """Return the rows a delta between two states must have."""
     rows: set[tuple[int, int, int]] = set()
     for subject in before.keys() | after.keys():
@@ -149,9 +147,7 @@ def test_base_over_compacted_deltas_restores_every_tenth_epoch():
         while (due := plan_compaction(manifest, fanout=4)) is not None:
             entries = manifest.entries[due]
             is_base = entries[0].first_epoch == 1
-            merged = reduce(
-                lambda older, newer: merge(older, newer, is_base), [decode(e.blob) for e in entries]
-            )
+            merged = reduce(lambda older, newer: merge(older, newer, is_base), [decode(e.blob) for e in entries])
             first, last = entries[0].first_epoch, entries[-1].last_epoch
             manifest = manifest.replace(Entry(first, last, len(merged), encode(merged, first, last)))
         if epoch % 10 == 0:

@@ -56,9 +56,7 @@ def test_aws_machines_get_java_and_the_wheel(aws):
 
 def options(commands: list[str]) -> dict[str, str]:
     words = " ".join(commands).split()
-    return dict(
-        word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word
-    )
+    return dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
 
 
 def test_aws_ports_are_explicit_and_do_not_collide(aws):

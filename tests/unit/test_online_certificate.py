@@ -38,9 +38,7 @@ def test_buckets_at_the_ends():
     assert bucket_of(2.0**40) == BUCKETS - 1
     assert upper_edge(BUCKETS - 1) == math.inf
     assert upper_edge(BUCKETS - 2) == 2.0**31
-    assert [upper_edge(bucket) for bucket in range(BUCKETS)] == sorted(
-        {upper_edge(b) for b in range(BUCKETS)}
-    )
+    assert [upper_edge(bucket) for bucket in range(BUCKETS)] == sorted({upper_edge(b) for b in range(BUCKETS)})
 
 
 def test_largest_lag_is_cut_at_the_tolerance_and_not_above_it():
@@ -119,9 +117,7 @@ def test_round_cap_publishes_the_measured_lag_and_the_next_epoch_goes_on(monkeyp
         run.check_invariants()
     twin = Run(parameters, 3)
     twin.epoch = run.epoch
-    kind, key, value = (
-        np.concatenate(c) for c in zip(*(s.capture_all().rows() for s in run.states), strict=True)
-    )
+    kind, key, value = (np.concatenate(c) for c in zip(*(s.capture_all().rows() for s in run.states), strict=True))
     whole = Changes.of_rows(kind, key, value)
     together(3, lambda member, exchange: twin.states[member].restore(whole, exchange, run.epoch))
     twin.check_invariants()

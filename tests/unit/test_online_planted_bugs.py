@@ -151,9 +151,7 @@ def test_one_failing_member_stops_the_others():
         if member == 1:
             message = "planted"
             raise RuntimeError(message)
-        return run.states[0].apply(
-            1, *(np.array([1], kind) for kind in (np.int64, np.int64, np.int8)), exchange
-        )
+        return run.states[0].apply(1, *(np.array([1], kind) for kind in (np.int64, np.int64, np.int8)), exchange)
 
     with pytest.raises(RuntimeError, match="planted"):
         together(2, work)

@@ -30,9 +30,7 @@ def columns(*records: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.
 
 def test_every_record_is_counted_once():
     run = Run(Parameters(), partitions=2)
-    summary = run.apply(
-        [(1, 2, 1), (1, 2, 1), (3, 3, 1), (4, 5, -1), (1, 3, 1), (1, 3, -1), (2, 1, -1), (2, 1, 1)]
-    )
+    summary = run.apply([(1, 2, 1), (1, 2, 1), (3, 3, 1), (4, 5, -1), (1, 3, 1), (1, 3, -1), (2, 1, -1), (2, 1, 1)])
     assert (summary.inserted, summary.deleted, summary.unchanged, summary.self_loops) == (2, 0, 5, 1)
     summary = run.apply([(1, 2, -1), (1, 2, 1), (2, 1, -1)])
     assert (summary.inserted, summary.deleted, summary.unchanged, summary.self_loops) == (0, 1, 2, 0)
@@ -154,9 +152,7 @@ def test_members_out_of_step_are_caught():
     def late(messages: list[Message]) -> list[Message]:
         return [dataclasses.replace(message, round=message.round + 1) for message in messages]
 
-    with pytest.raises(
-        InvariantViolated, match="member 0 is at epoch 1, round 1, member 0 at epoch 1, round 0"
-    ):
+    with pytest.raises(InvariantViolated, match="member 0 is at epoch 1, round 1, member 0 at epoch 1, round 0"):
         state.apply(1, *columns((1, 2, 1)), late)
     one, other = Run(Parameters()), Run(Parameters())
     one.apply([(1, 2, 1)])
@@ -264,9 +260,7 @@ def test_warm_up_compiles_every_kernel_once_and_for_all():
     ]
     called += [kernels.settle, kernels.spread, kernels.recount, kernels.overdue]
     called += [records.select, records.link, records.follow, records.find_all, records.release, rows.edges]
-    assert [
-        (kernel.__name__, len(kernel.signatures)) for kernel in called if len(kernel.signatures) != 1
-    ] == []
+    assert [(kernel.__name__, len(kernel.signatures)) for kernel in called if len(kernel.signatures) != 1] == []
 
 
 def test_a_member_that_is_full_says_so(monkeypatch):

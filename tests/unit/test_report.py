@@ -154,9 +154,7 @@ class TestLatencySummary:
     }
 
     @given(st.lists(st.integers(0, 40).map(float), min_size=1, max_size=60))
-    def test_is_the_smallest_value_with_at_least_the_share_at_or_below_it(
-        self, latencies_ms: list[float]
-    ) -> None:
+    def test_is_the_smallest_value_with_at_least_the_share_at_or_below_it(self, latencies_ms: list[float]) -> None:
         def by_definition(share: Fraction) -> float:
             reached = (
                 candidate
@@ -183,9 +181,7 @@ class TestLatencySummary:
     def test_reads_the_column_asked_for(self) -> None:
         assert latency_summary(epoch_table([10.0, 20.0]), "commit_latency_ms")["max"] == 25.0
 
-    @pytest.mark.parametrize(
-        ("latencies_ms", "warmup"), [([], 0), ([5.0, 6.0], 2), ([5.0], 100), ([None], 0)]
-    )
+    @pytest.mark.parametrize(("latencies_ms", "warmup"), [([], 0), ([5.0, 6.0], 2), ([5.0], 100), ([None], 0)])
     def test_is_none_where_nothing_counts_and_json_in_any_case(
         self, latencies_ms: list[float | None], warmup: int
     ) -> None:
@@ -245,15 +241,11 @@ class TestRunReport:
             RunReport("demo", "async", spoil(epoch_table([1.0, 2.0])), batch_table([]), {})
 
     def test_refuses_batch_rows_of_another_run(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"run 'demo', batch rows .*run_id holds 'other', expected 'demo'"
-        ):
+        with pytest.raises(ValueError, match=r"run 'demo', batch rows .*run_id holds 'other', expected 'demo'"):
             RunReport("demo", "async", epoch_table([1.0]), batch_table([1e-4], "other"), {})
 
     def test_refuses_an_unknown_mode(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"run 'demo': checkpoint is 'hybrid', not one of none, async, sync"
-        ):
+        with pytest.raises(ValueError, match=r"run 'demo': checkpoint is 'hybrid', not one of none, async, sync"):
             make_run([1.0], "hybrid")
 
 
@@ -382,9 +374,7 @@ class TestWrittenFiles:
         assert pixels.shape[1] == 1440
         inked = (pixels[..., :3] < 0.95).any(axis=2)
         # Ink in every quarter of the page, and most of it still paper.
-        quarters = [
-            half for side in np.array_split(inked, 2, axis=0) for half in np.array_split(side, 2, axis=1)
-        ]
+        quarters = [half for side in np.array_split(inked, 2, axis=0) for half in np.array_split(side, 2, axis=1)]
         assert min(quarter.mean() for quarter in quarters) > 0.003
         assert inked.mean() < 0.6
 
@@ -440,9 +430,7 @@ def texts(figure: Any) -> set[str]:
 class TestPictures:
     @settings(max_examples=10, deadline=None)
     @given(st.lists(st.floats(0, 1e4, allow_subnormal=False), min_size=3, max_size=30), st.integers(0, 4))
-    def test_cdf_reaches_each_percentile_where_the_table_says(
-        self, latencies_ms: list[float], warmup: int
-    ) -> None:
+    def test_cdf_reaches_each_percentile_where_the_table_says(self, latencies_ms: list[float], warmup: int) -> None:
         run = make_run(latencies_ms)
         summary = latency_summary(run.epochs, warmup=warmup)
         (axes,) = draw([run], warmup)["cdf"].axes
@@ -469,9 +457,7 @@ class TestPictures:
         figures = draw(runs)
         for name in ("cdf", "timeline"):
             lines = figures[name].axes[0].lines[:6]
-            assert [line.get_color() for line in lines] == [
-                plot_style.MODE_COLORS[run.checkpoint] for run in runs
-            ]
+            assert [line.get_color() for line in lines] == [plot_style.MODE_COLORS[run.checkpoint] for run in runs]
             assert [line.get_linestyle() for line in lines] == ["-", "--"] * 3
 
     def test_timeline_shows_every_epoch_and_shades_the_warmup(self) -> None:
@@ -526,9 +512,7 @@ class TestPictures:
 
     def test_legends_stand_outside_the_axes_and_within_the_page(self, tmp_path: Path) -> None:
         runs = [
-            make_run([10.0, 20.0], mode, f"a-long-run-id-{mode}-{n}", [1e-4])
-            for mode in MODE_LABELS
-            for n in (1, 2, 3)
+            make_run([10.0, 20.0], mode, f"a-long-run-id-{mode}-{n}", [1e-4]) for mode in MODE_LABELS for n in (1, 2, 3)
         ]
         for name, figure in draw(runs).items():
             plot_style.save(figure, tmp_path / name)
@@ -549,9 +533,7 @@ class TestPictures:
         assert {"_hidden", r"$\no^such_command$", "a & b %"} <= texts(figures["cdf"])
         assert any(text.startswith("cost in $, 100 %") for text in texts(figures["cdf"]))
 
-    def test_drawing_leaves_the_global_style_alone_and_pyplot_out(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_drawing_leaves_the_global_style_alone_and_pyplot_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import matplotlib
 
         monkeypatch.setitem(matplotlib.rcParams, "font.size", 17.0)
@@ -579,9 +561,7 @@ class TestOddRuns:
             pytest.param([make_run([7.0])], 0, ALWAYS, id="one epoch"),
             pytest.param([make_run([0.0, 0.0])], 0, ALWAYS, id="no latency at all"),
             pytest.param(three_runs(), 99, WITH_AUDITS, id="shorter than the warm-up"),
-            pytest.param(
-                [make_run([5.0, 6.0], drifts=[0.0])], 0, WITH_AUDITS, id="one audit without any drift"
-            ),
+            pytest.param([make_run([5.0, 6.0], drifts=[0.0])], 0, WITH_AUDITS, id="one audit without any drift"),
             pytest.param(
                 [make_run([5.0, 6.0], drifts=[None])],
                 0,
@@ -695,9 +675,7 @@ class TestWithoutMatplotlib:
 
 
 class TestReadme:
-    @pytest.mark.parametrize(
-        ("file", "schema"), [("epochs.parquet", EPOCH_SCHEMA), ("batches.parquet", BATCH_SCHEMA)]
-    )
+    @pytest.mark.parametrize(("file", "schema"), [("epochs.parquet", EPOCH_SCHEMA), ("batches.parquet", BATCH_SCHEMA)])
     def test_describes_every_column_in_order(self, file: str, schema: pa.Schema) -> None:
         rows = cells(RESULTS_README.read_text(encoding="utf-8"), f"## `{file}`")
         described = [(row["column"].strip("`"), row["type"]) for row in rows]

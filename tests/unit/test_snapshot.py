@@ -55,9 +55,7 @@ def test_equal_changes_give_equal_bytes():
     changes = some_changes(300)
     shuffled = np.random.default_rng(1).permutation(900)
     kind, key, value = changes.rows()
-    assert encode(Changes.of_rows(kind[shuffled], key[shuffled], value[shuffled]), 1, 2) == encode(
-        changes, 1, 2
-    )
+    assert encode(Changes.of_rows(kind[shuffled], key[shuffled], value[shuffled]), 1, 2) == encode(changes, 1, 2)
 
 
 @pytest.mark.parametrize("group_rows", [7, 64, 1 << 17])
@@ -78,9 +76,7 @@ def test_a_share_is_read_without_the_other_row_groups(monkeypatch):
     metadata = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata
     last = metadata.row_group(metadata.num_row_groups - 1)
     begin = last.column(2).dictionary_page_offset or last.column(2).data_page_offset
-    data[begin : begin + last.column(2).total_compressed_size] = (
-        b"\xff" * last.column(2).total_compressed_size
-    )
+    data[begin : begin + last.column(2).total_compressed_size] = b"\xff" * last.column(2).total_compressed_size
     assert len(decode(bytes(data), virtual_range(0, 4)))
     with pytest.raises(CorruptSnapshot, match="epochs 1 to 1 is damaged"):
         decode(bytes(data), virtual_range(3, 4))

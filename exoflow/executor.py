@@ -126,7 +126,8 @@ class _MemberHost:
         self._index = index
         self._peers: list[Any] = []
         self._round = 0
-        self._mail: dict[int, queue.SimpleQueue[Any]] = {}
+        self._mail: dict[int, queue.SimpleQueue[tuple[int, Any]]] = {}
+        self._early: dict[tuple[int, int], Any] = {}
         exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
         store = worker.store_at(store_uri)
         self._member = worker.Member(spec, workflow_id, store, index, restore, exchange, self._writer.submit)
@@ -153,7 +154,7 @@ class _MemberHost:
         return await self._loop.run_in_executor(None, self._member.persist, attempt)
 
     async def deliver(self, sender: int, number: int, message: Any) -> None:
-        """Take a message of another member; one sender's messages arrive in the order of their numbers."""
+        """Take a message of another member; Ray may deliver two of them the other way round."""
         self._mail[sender].put((number, message))
 
     def _exchange(self, messages: Sequence[Any]) -> list[Any]:
@@ -166,12 +167,18 @@ class _MemberHost:
             if index == self._index:
                 received.append(messages[index])
                 continue
-            number, message = self._mail[index].get()
-            if number != self._round:
-                text = f"member {index} is in round {number} while member {self._index} is in {self._round}"
-                raise RuntimeError(text)
-            received.append(message)
+            received.append(self._receive(index))
         return received
+
+    def _receive(self, sender: int) -> Any:
+        """Return a member's message of this round; it can be at most one round ahead of us."""
+        while (sender, self._round) not in self._early:
+            number, message = self._mail[sender].get()
+            if number not in (self._round, self._round + 1):
+                text = f"member {sender} is in round {number} while member {self._index} is in {self._round}"
+                raise RuntimeError(text)
+            self._early[sender, number] = message
+        return self._early.pop((sender, self._round))
 
 
 @dataclasses.dataclass(slots=True)

@@ -93,8 +93,8 @@ class Reader:
         scheduled = ended
         if self._config.rate is not None:
             if self._schedule is None:
-                self._schedule = _Schedule(self._config.rate, time.time())
-            scheduled = self._schedule.close_after(cut["records"])
+                self._schedule = _Schedule(self._config.rate, self._config.epoch_edges, epoch, time.time())
+            scheduled = self._schedule.close_of(epoch, cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))
         return Records(epoch, cut["last"], batch, began, ended - began, scheduled)
@@ -120,12 +120,17 @@ class Reader:
 
 
 class _Schedule:
-    """An open loop: epochs close when so many records are due, whether or not anybody keeps up."""
+    """An open loop: epochs close when so many records are due, whether or not anybody keeps up.
 
-    def __init__(self, rate: float, started: float) -> None:
+    A function of the epoch's number, for fetches may come in any order.
+    """
+
+    def __init__(self, rate: float, epoch_edges: int, first_epoch: int, started: float) -> None:
         self._rate = rate
-        self._due = started
+        self._epoch_edges = epoch_edges
+        self._first_epoch = first_epoch
+        self._started = started
 
-    def close_after(self, records: int) -> float:
-        self._due += records / self._rate
-        return self._due
+    def close_of(self, epoch: int, records: int) -> float:
+        due = (epoch - self._first_epoch) * self._epoch_edges + records
+        return self._started + due / self._rate

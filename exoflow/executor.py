@@ -126,7 +126,8 @@ class _MemberHost:
         self._index = index
         self._peers: list[Any] = []
         self._round = 0
-        self._mail: dict[int, queue.SimpleQueue[tuple[int, Any]]] = {}
+        # There from the beginning: another member may start, and write, before this one.
+        self._mail: list[queue.SimpleQueue[tuple[int, Any]]] = [queue.SimpleQueue() for _ in range(spec.members)]
         self._early: dict[tuple[int, int], Any] = {}
         exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
         store = worker.store_at(store_uri)
@@ -135,7 +136,6 @@ class _MemberHost:
     async def start(self, peers: list[Any]) -> None:
         """Learn who the other members are, then make the user's object."""
         self._peers = peers
-        self._mail = {index: queue.SimpleQueue() for index in range(len(peers))}
         await self._loop.run_in_executor(self._body, self._member.start)
         self._started.set()
 

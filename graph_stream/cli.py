@@ -22,6 +22,7 @@ from graph_stream.config import CHECKPOINTS, RunConfig
 from graph_stream.errors import GraphStreamError
 from graph_stream.progress import Meter
 from ingest import IngestError
+from spark.session import SparkUnavailable
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -423,7 +424,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except (exoflow.ExoflowError, GraphStreamError, IngestError) as error:
+    except (exoflow.ExoflowError, GraphStreamError, IngestError, SparkUnavailable) as error:
         click.echo(f"Error: {explain(error)}", err=True)
         sys.exit(exit_code(error))
 

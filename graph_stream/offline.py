@@ -25,7 +25,7 @@ from graph_stream.graph import PartitionState
 from graph_stream.partition import load
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
-from spark.session import JavaMissing
+from spark.session import SparkUnavailable
 from spark.step import SparkSteps
 
 
@@ -127,8 +127,8 @@ class Batches:
         Returns
         -------
         dict
-            JSON-able: a row of a report's batches with ``path``; or ``epoch`` and ``error`` where Java is
-            missing, which leaves the online part alone.
+            JSON-able: a row of a report's batches with ``path``; or ``epoch`` and ``error`` where Spark
+            cannot run (no Java), which leaves the online part alone.
         """
         context = exoflow.context()
         options = RunConfig.from_json(config)
@@ -137,7 +137,7 @@ class Batches:
         try:
             inputs = batch_inputs(states, context.blob_path)
             done = compute_exact(self._steps, inputs, output, context.idempotency_key, options)
-        except JavaMissing as error:
+        except SparkUnavailable as error:
             return {"epoch": epoch, "error": str(error)}
         state = PartitionState(options.parameters())
         state.restore(load(states, context.read_blob), alone, epoch)

@@ -30,7 +30,7 @@ GATEWAY_END_SECONDS = 20.0
 #: What ``clusters/spark/spark-defaults.conf`` says, for an installation that comes without the file.
 DEFAULTS: Mapping[str, str] = {
     "spark.driver.memory": "2g",
-    "spark.driver.defaultJavaOptions": "-XX:+UseParallelGC -XX:-UsePerfData",
+    "spark.driver.defaultJavaOptions": "-XX:+UseParallelGC -XX:-UsePerfData -XX:TieredStopAtLevel=1",
     "spark.executor.defaultJavaOptions": "-XX:+UseParallelGC -XX:-UsePerfData",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",

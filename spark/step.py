@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spark.output import OutputFolder
-from spark.session import close_session, open_session
+from spark.session import close_session, is_alive, open_session
 
 Inputs = Sequence[tuple[str, int]]
 Job = Callable[..., dict[str, Any]]
@@ -55,13 +55,15 @@ class SparkSteps:
 
         Raises
         ------
-        spark.session.JavaMissing
-            When there is no usable Java.
+        spark.session.SparkUnavailable
+            When there is no usable Java, no PySpark, or Spark does not start.
         """
         began = time.monotonic()
         folder = OutputFolder(output)
         committed = folder.committed()
         if committed is None:
+            if self._session is not None and not is_alive(self._session):
+                self.close()
             if self._session is None:
                 self._session = open_session(self._master, scratch=self._scratch)
             attempt = folder.begin(key)

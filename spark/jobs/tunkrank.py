@@ -57,11 +57,13 @@ MAX_STEPS_PER_CHECKPOINT = 8
 UNIT_ROUNDOFF = 2.0**-53
 ROUNDINGS_PER_STEP = 6
 
-# Shuffling once per iteration needs the state to stay in the partitions of the graph: nothing may merge
-# partitions at run time, and a broadcast would be a job of its own in every iteration.
 SQL_SETTINGS = {
+    # Shuffling once per iteration needs the state to stay in the partitions of the graph: nothing may merge
+    # partitions at run time, and a broadcast would be a job of its own in every iteration.
     "spark.sql.adaptive.enabled": "false",
     "spark.sql.autoBroadcastJoinThreshold": "-1",
+    # All iterations run the same code; numbered classes would have Spark compile it for each of them.
+    "spark.sql.codegen.useIdInClassName": "false",
 }
 
 
@@ -318,14 +320,17 @@ def solve(
     largest_lag = 1.0 if graph.edges else 0.0
     iterations = 0
     while (relative_error := largest_lag + iterations * error_per_step) > tolerance:
-        steps = min(steps_to_go(largest_lag, retweet_probability, tolerance), max_iterations - iterations)
-        if not steps or iterations * error_per_step >= tolerance:
-            cure = "float64 does not reach this tolerance, ask for less" if steps else "allow more iterations"
-            message = (
-                f"TunkRank with p = {retweet_probability} is proven to a relative error of "
-                f"{relative_error:.3g} after {iterations} iterations, not {tolerance:.3g}: {cure}"
-            )
+        reached = (
+            f"TunkRank with p = {retweet_probability} is proven to a relative error of {relative_error:.3g} "
+            f"after {iterations} iterations, not {tolerance:.3g}"
+        )
+        if iterations * error_per_step >= tolerance:
+            message = f"{reached}: float64 does not reach this tolerance, ask for less"
             raise NotConverged(message)
+        if iterations == max_iterations:
+            message = f"{reached}: allow more iterations"
+            raise NotConverged(message)
+        steps = min(steps_to_go(largest_lag, retweet_probability, tolerance), max_iterations - iterations)
         for _ in range(steps):
             state = iterate(state)
         state = checkpoints.cut(state)

@@ -163,22 +163,22 @@ def in_a_thread():
     except SparkUnavailable as error:
         seen["second"] = str(error)
     seen["alive"] = is_alive(session)
+    java, = [child for child in children() if child.name() == "java"]
+    java.kill()
+    java.wait()
+    seen["killed"] = not is_alive(session)
     close_session(session)
-    seen["closed"] = not is_alive(session)
 
 thread = threading.Thread(target=in_a_thread)
 thread.start()
 thread.join()
-seen["left after close"] = len(children())
+seen["left after kill"] = len(children())
 
 session = open_session("local[1]", scratch=scratch)
 seen["handler kept"] = signal.getsignal(signal.SIGINT) is handler
-java, = [child for child in children() if child.name() == "java"]
-java.kill()
-java.wait()
-seen["killed"] = not is_alive(session)
 close_session(session)
-seen["left after kill"] = len(children())
+seen["closed"] = not is_alive(session)
+seen["left after close"] = len(children())
 print(json.dumps(seen))
 """
 

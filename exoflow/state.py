@@ -171,7 +171,7 @@ class WorkflowState:
     replicas : mapping, optional
         Group sizes that override the plan's, by actor.
     fold_every : int
-        Objects after which a loop's complete iterations leave the journal.
+        Objects, or iterations if these are more, after which a loop's complete iterations leave the journal.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class WorkflowState:
         self._tries: dict[str, int] = {}
         self._losses: dict[str, int] = {}
         self._refusals: dict[str, int] = {}
-        self._appended_since_fold = 0
+        self._since_fold = 0
         self._writing: list[Record] | None = None
         self._writing_fold = False
         self._collectable: list[Blob] = []
@@ -974,7 +974,7 @@ class WorkflowState:
         self._ready = {
             task.id: task for task in self._ready.values() if Durability.READY in (task.durability, task.snapshot)
         }
-        fold = self._retire_for_fold() if self._appended_since_fold >= self._fold_every else False
+        fold = self._retire_for_fold() if self._since_fold >= self._fold_every else False
         if records:
             records, self._unforced = [*self._unforced, *records], []
         if not records and not fold:
@@ -1018,7 +1018,9 @@ class WorkflowState:
             for record in records
         ]
         self._history.add(records)
-        self._appended_since_fold = 0 if self._writing_fold else self._appended_since_fold + 1
+        # One object may commit several iterations when the store is slow; what a fold frees is theirs.
+        carries = sum(isinstance(record, Committed) and record.carry for record in records)
+        self._since_fold = 0 if self._writing_fold else self._since_fold + max(1, carries)
         if self._writing_fold:
             live = self._history.blobs()
             dead = tuple(blob for blob in self._collectable if blob.name not in live)

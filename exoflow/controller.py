@@ -134,10 +134,6 @@ class Controller:
         """Give the workflow up, whether or not it ran."""
         self._heart.release()
 
-    def stop(self) -> None:
-        """Ask `run` to stop as if interrupted; callable from any thread."""
-        self._events.put(KeyboardInterrupt())
-
     def _loop(self, executor: RayExecutor) -> None:
         for instruction in self._state.start():
             self._obey(instruction, executor)

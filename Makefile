@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 EPOCHS ?= 350
 WARMUP ?= 150
 BATCH_EVERY ?= 20
+RUNS ?= 5
 
 .DEFAULT_GOAL := help
 
 help: ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1|\2/' | \
-		awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+		awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "Needs Linux, Python 3.11 or newer, and for Spark Java 17 or newer (apt-get install openjdk-17-jre-headless)."
 	@echo "EXOFLOW_DATA_DIR names a folder with real graphs (soc-Epinions1.txt.gz, CollegeMsg.txt.gz); without it they are generated."
@@ -36,8 +37,21 @@ lint: setup ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## Measure against the reference kernel and the engine against bare Ray.
+bench: setup ## Measure the online tier against the reference kernel.
 	$(BIN)/python benchmarks/bench.py
+
+bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RUNS=5].
+	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python benchmarks/engine.py --runs $(RUNS)
+
+services-up: ## Start a local S3 server on 127.0.0.1 [S3_PORT=9000].
+	@clusters/local/services.sh up
+
+services-down: ## Stop it and remove what it stored.
+	@clusters/local/services.sh down
+
+nightly: setup ## Run a hundred thousand random lives, and every workflow of three tasks stopped everywhere.
+	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-100000} EXOFLOW_SMALL_TASKS=3 $(BIN)/python -m pytest -m simulation --timeout 3600
 
 soak: setup ## Run the long forms of the crash and simulation suites.
 	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-20000} $(BIN)/python -m pytest -m "soak or simulation" --timeout 3600
@@ -45,4 +59,4 @@ soak: setup ## Run the long forms of the crash and simulation suites.
 fig7c: setup ## CDF of online latency in the three modes [EPOCHS=350 WARMUP=150 BATCH_EVERY=20].
 	$(BIN)/python benchmarks/fig7c.py --epochs $(EPOCHS) --warmup $(WARMUP) --batch-every $(BATCH_EVERY)
 
-.PHONY: help setup demo test lint bench soak fig7c
+.PHONY: help setup demo test lint bench bench-engine services-up services-down nightly soak fig7c

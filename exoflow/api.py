@@ -10,28 +10,32 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from exoflow.blobs import Blobs
 from exoflow.controller import Controller, Observer
-from exoflow.dag import Node
+from exoflow.dag import Node, Stop
+from exoflow.effects import Done, NotDone
 from exoflow.errors import (
     DefinitionError,
     Fenced,
+    InDoubt,
     PlanMismatch,
     TaskFailed,
     WorkflowError,
     WorkflowNotFound,
     WorkflowRunning,
 )
-from exoflow.executor import ensure_ray
-from exoflow.journal import Tail, read_journal, workflow_folder
-from exoflow.ownership import LEASE_SECONDS, looks_alive, wait_until_claimable
-from exoflow.plan import Plan, build, difference
-from exoflow.records import Committed, Record, Started, Status
+from exoflow.executor import RayReferences, ensure_ray
+from exoflow.journal import Journal, Tail, read_journal, workflow_folder
+from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, looks_alive, this_process, wait_until_claimable
+from exoflow.plan import Plan, build, difference, digest_of
+from exoflow.records import Cleared, Committed, Finished, History, Record, Started, Status
 from exoflow.storage import Store, open_store
 from exoflow.views import IterationView, archive_folder, archive_tiles, iteration_views
+
+MAX_CLAIMS = 10
 
 logger = logging.getLogger(__name__)
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -50,7 +54,7 @@ def init(
     Parameters
     ----------
     store : str
-        A folder (a path or ``file://``).
+        A folder (a path or ``file://``), or ``s3://BUCKET/PREFIX``.
     num_cpus, object_store_bytes : int, optional
         For a Ray that this process starts: CPU slots (default: all cores) and shared memory.
     log_to_driver : bool
@@ -77,6 +81,7 @@ def run(
     on_change: str = "refuse",
     observer: Observer | None = None,
     lease_seconds: float = LEASE_SECONDS,
+    max_claims: int = MAX_CLAIMS,
 ) -> Any:
     """Run a workflow to its end and return its result.
 
@@ -89,7 +94,7 @@ def run(
     workflow_id : str
         Letters, digits, ``.``, ``_`` and ``-``; chosen by the user, who resumes by it.
     store : str, optional
-        A folder; default: the one given to `init`.
+        A folder or ``s3://BUCKET/PREFIX``; default: the one given to `init`.
     metadata : mapping, optional
         Anything JSON can hold, kept with the plan.
     replicas : mapping, optional
@@ -102,22 +107,23 @@ def run(
         Is told of outputs and commits as they happen.
     lease_seconds : float
         How long an owner elsewhere must be silent before it counts as gone.
+    max_claims : int
+        After so many owners in a row that committed nothing the workflow fails instead of crashing another.
 
     Raises
     ------
-    DefinitionError, PlanMismatch, WorkflowRunning, TaskFailed, StorageUnavailable, CorruptRecord, Fenced
+    DefinitionError, PlanMismatch, WorkflowRunning, TaskFailed, InDoubt, StorageUnavailable, CorruptRecord, Fenced
     """
-    where = _store(store)
     _check_id(workflow_id)
     plan = build(node, metadata)
+    where = _store(store)
     tail = _tail(where, workflow_id)
     if tail is not None:
         stored = _load_plan(where, workflow_id, tail)
         if stored.digest != plan.digest:
             _refuse_other_plan(workflow_id, stored, plan)
-        _check_code(workflow_id, stored, on_change)
-        plan = stored
-    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds)
+        plan = _with_todays_code(workflow_id, stored, on_change)
+    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds, max_claims)
 
 
 def resume(
@@ -129,6 +135,7 @@ def resume(
     on_change: str = "refuse",
     observer: Observer | None = None,
     lease_seconds: float = LEASE_SECONDS,
+    max_claims: int = MAX_CLAIMS,
 ) -> Any:
     """Run a known workflow to its end from what is committed, and return its result. See `run`.
 
@@ -141,9 +148,8 @@ def resume(
     # An unknown id must leave no trace, so the store is opened for writing only once there is a journal.
     tail = read_journal(_store(store, create=False), workflow_id)
     where = _store(store)
-    plan = _load_plan(where, workflow_id, tail)
-    _check_code(workflow_id, plan, on_change)
-    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds)
+    plan = _with_todays_code(workflow_id, _load_plan(where, workflow_id, tail), on_change)
+    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds, max_claims)
 
 
 class Handle:
@@ -191,8 +197,8 @@ def get_output(workflow_id: str, *, task: str | None = None, store: str | None =
         When the store has no such workflow.
     WorkflowError
         When there is no such output (yet), saying what there is.
-    TaskFailed
-        When the workflow has failed and its result was asked for.
+    TaskFailed, InDoubt
+        When the workflow has failed, or is in doubt, and its result was asked for.
     """
     where = _store(store, create=False)
     tail = read_journal(where, workflow_id)
@@ -202,14 +208,13 @@ def get_output(workflow_id: str, *, task: str | None = None, store: str | None =
             known = ", ".join(sorted(tail.history.committed)[:20]) or "none yet"
             message = f"task {task!r} of workflow {workflow_id!r} has no committed output; committed: {known}"
             raise WorkflowError(workflow_id, message)
-        return Blobs(where, workflow_id).load(record.output)
+        return _blobs(where, workflow_id).load(record.output)
     finished = tail.history.finished
     if finished is None:
         message = f"workflow {workflow_id!r} has not finished; resume it, or ask for one task's output"
         raise WorkflowError(workflow_id, message)
-    if finished.status is Status.FAILED:
-        raise TaskFailed(workflow_id, finished.task or "", finished.error or "")
-    return _result(where, workflow_id, _load_plan(where, workflow_id, tail), tail)
+    _raise_unless_successful(workflow_id, finished)
+    return _result(where, workflow_id, _load_plan(where, workflow_id, tail), tail.history)
 
 
 def get_metadata(workflow_id: str, *, store: str | None = None) -> dict[str, Any]:
@@ -241,6 +246,45 @@ def get_metadata(workflow_id: str, *, store: str | None = None) -> dict[str, Any
     }
 
 
+def resolve(workflow_id: str, task: str, verdict: Done | NotDone, *, store: str | None = None) -> None:
+    """Say what became of an effect that is in doubt, so that the workflow can be resumed.
+
+    Parameters
+    ----------
+    workflow_id, task : str
+        Whose effect; the task's id as in the error, such as ``"send"`` or ``"send[12]"``.
+    verdict : Done or NotDone
+        It happened, and the task's output is ``Done.value``; or it did not, and the body runs again.
+    store : str, optional
+        A folder or ``s3://BUCKET/PREFIX``; default: the one given to `init`.
+
+    Raises
+    ------
+    WorkflowNotFound, WorkflowRunning
+        When there is no such workflow, or a live owner holds it.
+    WorkflowError
+        When no effect of the task is in doubt, saying which are.
+    """
+    _check_id(workflow_id)
+    read_journal(_store(store, create=False), workflow_id)
+    where = _store(store)
+    tail = wait_until_claimable(where, workflow_id)
+    history = tail.history
+    if not history.in_doubt(task):
+        known = ", ".join(sorted(name for name in history.intended if history.in_doubt(name))) or "none"
+        message = f"no effect of task {task!r} of workflow {workflow_id!r} is in doubt; in doubt: {known}"
+        raise WorkflowError(workflow_id, message)
+    intent = history.intended[task]
+    record: Record
+    if isinstance(verdict, Done):
+        stop = isinstance(verdict.value, Stop)
+        output = Blobs(where, workflow_id).durable(verdict.value.value if stop else verdict.value)
+        record = Committed(task, 0, output, carry=intent.carry, stop=stop, loop=intent.loop, iteration=intent.iteration)
+    else:
+        record = Cleared(task, intent.generation, intent.loop, intent.iteration)
+    _claim_once(where, workflow_id, tail, [record])
+
+
 def list_all(*, store: str | None = None) -> list[tuple[str, Status]]:
     """Return all workflows of a store with their status, by id."""
     where = _store(store, create=False)
@@ -265,7 +309,7 @@ def read_loop(workflow_id: str, *, loop: str = "loop", store: str | None = None)
     where = _store(store, create=False)
     tail = read_journal(where, workflow_id)
     history = tail.history
-    blobs = Blobs(where, workflow_id)
+    blobs = _blobs(where, workflow_id)
     records = [record for record in history.committed.values() if record.loop == loop]
     retired = history.retired.get(loop)
     keys = where.list(archive_folder(workflow_id, loop))
@@ -334,13 +378,14 @@ def _refuse_other_plan(workflow_id: str, stored: Plan, given: Plan) -> None:
     raise PlanMismatch(workflow_id, message)
 
 
-def _check_code(workflow_id: str, plan: Plan, on_change: str) -> None:
+def _with_todays_code(workflow_id: str, plan: Plan, on_change: str) -> Plan:
+    """Return the plan, its changed tasks counted as nondeterministic; refuse changed code unless told otherwise."""
     if on_change not in ("refuse", "continue"):
         message = f"on_change must be 'refuse' or 'continue', got {on_change!r}"
         raise DefinitionError(message)
     changed = [name for name, code in plan.code() if code.changed()]
     if not changed:
-        return
+        return plan
     if on_change == "refuse":
         message = (
             f"the code of {', '.join(changed)} has changed since workflow {workflow_id!r} began; "
@@ -348,6 +393,7 @@ def _check_code(workflow_id: str, plan: Plan, on_change: str) -> None:
         )
         raise PlanMismatch(workflow_id, message)
     logger.warning("workflow %s continues with changed code of %s", workflow_id, ", ".join(changed))
+    return plan.with_changed(changed)
 
 
 def _own(
@@ -359,18 +405,22 @@ def _own(
     take_over: bool,
     observer: Observer | None,
     lease_seconds: float,
+    max_claims: int,
 ) -> Any:
     if tail is not None and _succeeded(tail):
-        return _result(store, workflow_id, plan, tail)
+        return _result(store, workflow_id, plan, tail.history)
     first: list[Record] = []
     if tail is None:
-        digest = plan.digest
-        store.put(_plan_key(workflow_id, digest), json.dumps(plan.to_json()).encode("ascii"))
+        shown = plan.to_json()
+        digest = digest_of(shown)
+        store.put(_plan_key(workflow_id, digest), json.dumps(shown).encode("ascii"))
         first = [Started(digest, uuid.uuid4().hex, time.time())]
     elif not take_over:
         tail = wait_until_claimable(store, workflow_id, lease_seconds=lease_seconds)
         if _succeeded(tail):
-            return _result(store, workflow_id, plan, tail)
+            return _result(store, workflow_id, plan, tail.history)
+    if tail is not None and tail.history.barren_claims >= max_claims:
+        _end_crash_loop(store, workflow_id, tail)
     try:
         controller = Controller(
             store,
@@ -383,14 +433,48 @@ def _own(
             lease_seconds=lease_seconds,
         )
     except Fenced as error:
-        owner = str(read_journal(store, workflow_id).header.owner)
-        raise WorkflowRunning(workflow_id, owner) from error
+        raise _running(store, workflow_id) from error
     try:
         ensure_ray(**_default.get("ray", {}))
         controller.run()
     finally:
         controller.close()
-    return _result(store, workflow_id, plan, read_journal(store, workflow_id))
+    return _result(store, workflow_id, plan, controller.history)
+
+
+def _end_crash_loop(store: Store, workflow_id: str, tail: Tail) -> NoReturn:
+    """Fail a workflow whose owners died one after the other before they had committed anything."""
+    count = tail.history.barren_claims
+    error = f"{count} owners in a row ended before anything was committed; see why, then resume to try again"
+    _claim_once(store, workflow_id, tail, [Finished(Status.FAILED, time.time(), None, error)])
+    raise _failed(workflow_id, error)
+
+
+def _failed(workflow_id: str, error: str) -> WorkflowError:
+    message = f"workflow {workflow_id!r} failed: {error}"
+    return WorkflowError(workflow_id, message)
+
+
+def _claim_once(store: Store, workflow_id: str, tail: Tail, records: Sequence[Record]) -> None:
+    """Own a workflow just long enough to append records."""
+    owner = this_process()
+    try:
+        Journal(store, workflow_id, owner, lambda: uuid.uuid4().hex).claim(tail, records)
+    except Fenced as error:
+        raise _running(store, workflow_id) from error
+    HeartbeatThread(store, workflow_id, owner.nonce, LEASE_SECONDS).release()
+
+
+def _running(store: Store, workflow_id: str) -> WorkflowRunning:
+    return WorkflowRunning(workflow_id, str(read_journal(store, workflow_id).header.owner))
+
+
+def _raise_unless_successful(workflow_id: str, finished: Finished) -> None:
+    task, error = finished.task or "", finished.error or ""
+    if finished.status is Status.IN_DOUBT:
+        raise InDoubt(workflow_id, task, error)
+    if finished.status is Status.FAILED:
+        raise TaskFailed(workflow_id, task, error) if task else _failed(workflow_id, error)
 
 
 def _succeeded(tail: Tail) -> bool:
@@ -398,16 +482,20 @@ def _succeeded(tail: Tail) -> bool:
     return finished is not None and finished.status is Status.SUCCESSFUL
 
 
-def _result(store: Store, workflow_id: str, plan: Plan, tail: Tail) -> Any:
-    record = _root_record(plan, tail)
+def _blobs(store: Store, workflow_id: str) -> Blobs:
+    return Blobs(store, workflow_id, RayReferences(workflow_id, store.uri))
+
+
+def _result(store: Store, workflow_id: str, plan: Plan, history: History) -> Any:
+    record = _root_record(plan, history)
     if record is None or record.output is None:
         message = f"the result of workflow {workflow_id!r} is missing from its journal"
         raise WorkflowError(workflow_id, message)
-    return Blobs(store, workflow_id).load(record.output)
+    return _blobs(store, workflow_id).load(record.output)
 
 
-def _root_record(plan: Plan, tail: Tail) -> Committed | None:
-    committed = tail.history.committed
+def _root_record(plan: Plan, history: History) -> Committed | None:
+    committed = history.committed
     if plan.root in committed:
         return committed[plan.root]
     carries = [record for record in committed.values() if record.loop == plan.root and record.carry]

@@ -11,14 +11,22 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from exoflow import api
+from exoflow.controller import expander
+from exoflow.effects import Done, NotDone
 from exoflow.errors import DefinitionError, ExoflowError, PlanMismatch, TaskFailed, WorkflowNotFound
+from exoflow.steps import drive
+from exoflow.storage import open_store
+from exoflow.storage.location import as_options
+from exoflow.storage.option import store_option
+from exoflow.verify import verify as verify_workflow
+from exoflow.verify import workflow_ids
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 SHOWN_TASKS = 20
@@ -37,7 +45,7 @@ def _existing(_context: click.Context, _option: click.Parameter, uri: str) -> st
 
 
 _workflow_id = click.argument("workflow_id", metavar="ID")
-_store = click.option("--store", required=True, metavar="DIR", callback=_existing, help="Folder that keeps them.")
+_store = store_option("What keeps them: a folder, or a place on S3.", _existing)
 
 
 def _json(help_text: str) -> Callable[[Command], Command]:
@@ -100,11 +108,65 @@ def resume(workflow_id: str, store: str, take_over: bool, on_change: str, json: 
     try:
         result = api.resume(workflow_id, store=store, take_over=take_over, on_change=on_change)
     except (KeyboardInterrupt, SystemExit):  # Ray, once started, answers SIGTERM with the latter.
-        again = f"exoflow resume {workflow_id} --store {store}"
+        again = f"exoflow resume {workflow_id} {as_options(store)}"
         _stop(workflow_id, f"interrupted; resume with: {again}", EXIT_INTERRUPTED, json)
     except ExoflowError as error:
         _stop(workflow_id, explain(error), exit_code(error), json)
     click.echo(dumps(_ended(workflow_id, result)) if json else _plain(result))
+
+
+@cli.command()
+@click.argument("workflow_id", metavar="[ID]", required=False)
+@_store
+@_json("Print one JSON object per workflow.")
+def verify(workflow_id: str | None, store: str, json: bool) -> None:
+    """Check that what the store holds of a workflow, or of all, is one whole history; exit 1 if it is not.
+
+    Every prefix of the journal is checked against the engine's rules (one owner at a time, nothing before what
+    it stands on, one key for each effect), and every blob that a record needs is read. Nothing is written.
+    """
+    # The code of loops says which tasks an iteration has; like `python -m`, from where the user stands.
+    sys.path.insert(0, os.getcwd())
+    where = open_store(store, create=False)
+    chosen = drive(workflow_ids(), where) if workflow_id is None else [workflow_id]
+    wrong = False
+    for each in chosen:
+        problems = drive(verify_workflow(each, expander()), where)
+        wrong = wrong or bool(problems)
+        if json:
+            told = [{"where": problem.where, "what": problem.what} for problem in problems]
+            click.echo(dumps({"workflow_id": each, "problems": told}))
+        else:
+            click.echo("\n".join(f"{each}: {line}" for line in map(str, problems) if line) or f"{each}: whole")
+    sys.exit(EXIT_FAILED if wrong else 0)
+
+
+@cli.command()
+@_workflow_id
+@click.argument("task", metavar="TASK")
+@_store
+@click.option("--done", metavar="VALUE", help="It has happened; the task's output, as JSON (or as plain text).")
+@click.option("--not-done", is_flag=True, help="It has not happened and never will by itself; the body runs again.")
+def resolve(workflow_id: str, task: str, store: str, done: str | None, not_done: bool) -> None:
+    """Say what became of an effect that is in doubt.
+
+    An external task that was cut off, and that may not simply be repeated, leaves its workflow IN_DOUBT:
+    only somebody who looks at the outside can tell whether its effect has happened.
+    """
+    if (done is None) is not not_done:
+        message = "say either --done VALUE or --not-done"
+        raise click.UsageError(message)
+    verdict = NotDone() if done is None else Done(_value(done))
+    api.resolve(workflow_id, task, verdict, store=store)
+    click.echo(f"settled; resume with: exoflow resume {workflow_id} {as_options(store)}", err=True)
+
+
+def _value(text: str) -> Any:
+    """Return what JSON makes of a text; the text itself where it is none."""
+    try:
+        return loads(text)
+    except ValueError:
+        return text
 
 
 def describe(found: Mapping[str, Any]) -> str:

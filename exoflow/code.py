@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,10 @@ import cloudpickle
 
 from exoflow.codec import Encoded, decode, encode
 from exoflow.errors import DefinitionError
+
+_KEPT_FUNCTIONS = 256
+_KEPT_BYTES = 64 * 1024
+_source_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class CodeRef:
         DefinitionError
             When its module cannot be imported here, or no longer has it.
         """
-        target: Callable[..., Any] = cloudpickle.loads(self.pickled) if self.pickled is not None else self._imported()
+        target = self._imported() if self.pickled is None else _unpickled(self.pickled)
         if self.bound is None:
             return target
         args, kwargs = decode(self.bound)
@@ -146,7 +151,27 @@ def _pickle(target: Any) -> bytes:
         raise DefinitionError(message) from error
 
 
+def _unpickled(pickled: bytes) -> Callable[..., Any]:
+    """Return code that travelled by value: made once per process, as an import is, unless it carries much data."""
+    return _kept(pickled) if len(pickled) <= _KEPT_BYTES else _loaded(pickled)
+
+
+def _loaded(pickled: bytes) -> Callable[..., Any]:
+    return cloudpickle.loads(pickled)  # type: ignore[no-any-return]
+
+
+_kept = functools.lru_cache(maxsize=_KEPT_FUNCTIONS)(_loaded)
+
+
 def _source_hash(target: Any) -> str:
+    """Hash what a function or class was made from, once: finding its text costs more than all else in a bind."""
+    known = _source_hashes.get(target)
+    if known is None:
+        known = _source_hashes[target] = _hash_source(target)
+    return known
+
+
+def _hash_source(target: Any) -> str:
     try:
         text = inspect.getsource(target).encode("utf-8")
     except (OSError, TypeError):

@@ -2,7 +2,8 @@
 
 A value is encoded by the first codec that gives the *same* value back; a tuple inside JSON is therefore
 tagged, and a dict with keys that are no strings is left to cloudpickle. Blobs inside a value are listed
-beside the bytes, so that whoever keeps the bytes also keeps the blobs.
+beside the bytes, so that whoever keeps the bytes also keeps the blobs. References inside a value, at any
+depth, are made durable one by one, and become references again when the value is decoded.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import base64
 import dataclasses
 import io
 import json
-from collections.abc import Callable
-from typing import Any
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import cloudpickle
 import numpy as np
@@ -75,16 +77,46 @@ class Encoded:
         return Encoded(shown["codec"], base64.b64decode(shown["base64"]), blobs)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredReference:
+    """What a reference stands for, made durable: a JSON form, and the blobs that it needs."""
+
+    shown: dict[str, Any]
+    blobs: tuple[Blob, ...]
+
+
+class References(Protocol):
+    """Knows the handles to data that stays where it was produced.
+
+    ``kind`` is their type; ``lost`` is raised where the data of one is asked for and gone.
+    """
+
+    kind: type
+    lost: type[Exception]
+
+    def save(self, references: Sequence[Any]) -> list[StoredReference]:
+        """Make durable what each reference stands for, all at once; raises StorageUnavailable."""
+
+    def load(self, shown: Mapping[str, Any]) -> Any:
+        """Return a reference to what was stored."""
+
+
+class HoldsReferences(Exception):
+    """The value has references inside, and nothing was given that could make them durable."""
+
+
 _JSON_INT_BITS = 4096  # Python itself refuses to read longer ones from text.
 
 
-def encode(value: Any) -> Encoded:
-    """Encode a value.
+def encode(value: Any, references: References | None = None) -> Encoded:
+    """Encode a value; ``references`` saves those that it holds.
 
     Raises
     ------
     DefinitionError
         When no codec can hold it, cloudpickle included.
+    StorageUnavailable
+        When a reference cannot be saved.
     """
     blobs: list[Blob] = []
     try:
@@ -100,17 +132,27 @@ def encode(value: Any) -> Encoded:
         with pa.ipc.new_stream(sink, value.schema) as writer:
             writer.write_table(value)
         return Encoded("arrow", sink.getvalue().to_pybytes())
-    return _pickled(value)
+    return _pickled(value, references)
 
 
-def decode(encoded: Encoded) -> Any:
+def encode_plain(value: Any, kind: type | None) -> Encoded:
+    """Encode a value without references; raises HoldsReferences when it has one of that kind inside."""
+    return encode(value, None if kind is None else _NoReferences(kind))
+
+
+def decode(encoded: Encoded, references: References | None = None) -> Any:
     """Invert `encode`.
 
     Raises
     ------
     CorruptRecord
         When the bytes are not of their codec, or the codec is unknown.
+    HoldsReferences
+        When the value has references inside and ``references`` is None.
     """
+    if encoded.codec == "references" and references is None:
+        message = "the value holds references: only where Ray runs can it be read"
+        raise HoldsReferences(message)
     try:
         match encoded.codec:
             case "json":
@@ -121,6 +163,9 @@ def decode(encoded: Encoded) -> Any:
                 return pa.ipc.open_stream(encoded.data).read_all()
             case "pickle":
                 return cloudpickle.loads(encoded.data)
+            case "references":
+                assert references is not None
+                return _unpickled_with(references, encoded.data)
     except Exception as error:
         # Damaged bytes may raise anything: each codec's reader has errors of its own.
         message = f"a value does not decode as {encoded.codec}: {error}"
@@ -133,8 +178,11 @@ class _NotJson(Exception):
     """The value has a part that JSON would not give back unchanged."""
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"))  # Made once: json.dumps makes one at every call.
+
+
 def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _JSON.encode(value).encode("ascii")
 
 
 def _to_json(value: Any, blobs: list[Blob]) -> Any:
@@ -171,29 +219,76 @@ def _from_json(value: Any) -> Any:
     return value
 
 
-class _BlobNotingPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """A pickler that notes the blobs it meets."""
+class _NotingPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A pickler that notes the blobs it meets, and leaves out the references."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, kind: type | None) -> None:
         super().__init__(file)
         self.blobs: list[Blob] = []
+        self.references: list[Any] = []
+        self._kind = kind
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is Blob:
             self.blobs.append(value)
         return super().reducer_override(value)
 
+    def persistent_id(self, value: Any) -> int | None:
+        if self._kind is None or not isinstance(value, self._kind):
+            return None
+        self.references.append(value)
+        return len(self.references) - 1
 
-def _pickled(value: Any) -> Encoded:
+
+class _NoReferences:
+    """Refuses references where they are met."""
+
+    lost: type[Exception] = HoldsReferences
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def save(self, references: Sequence[Any]) -> list[StoredReference]:
+        raise HoldsReferences
+
+    def load(self, shown: Mapping[str, Any]) -> Any:
+        raise HoldsReferences
+
+
+def _pickled(value: Any, references: References | None) -> Encoded:
     buffer = io.BytesIO()
-    pickler = _BlobNotingPickler(buffer)
+    pickler = _NotingPickler(buffer, None if references is None else references.kind)
     try:
         pickler.dump(value)
     except Exception as error:
         # A user's own __reduce__ may raise anything.
         message = f"a value of type {type(value).__name__} cannot be stored: {error}"
         raise DefinitionError(message) from error
-    return Encoded("pickle", buffer.getvalue(), tuple(pickler.blobs))
+    if not pickler.references:
+        return Encoded("pickle", buffer.getvalue(), tuple(pickler.blobs))
+    assert references is not None
+    stored = references.save(pickler.references)
+    # First line: what the references stand for; then the value, which names them by their place in it.
+    data = _json_bytes([each.shown for each in stored]) + b"\n" + buffer.getvalue()
+    blobs = (*pickler.blobs, *(blob for each in stored for blob in each.blobs))
+    return Encoded("references", data, blobs)
+
+
+class _ReferringUnpickler(pickle.Unpickler):
+    """An unpickler that puts references where the pickler left them out."""
+
+    def __init__(self, file: io.BytesIO, references: Sequence[Any]) -> None:
+        super().__init__(file)
+        self._references = references
+
+    def persistent_load(self, place: Any) -> Any:
+        return self._references[place]
+
+
+def _unpickled_with(references: References, data: bytes) -> Any:
+    table, _, pickled = data.partition(b"\n")
+    loaded = [references.load(shown) for shown in json.loads(table)]
+    return _ReferringUnpickler(io.BytesIO(pickled), loaded).load()
 
 
 def fill(template: Any, values: tuple[Any, ...]) -> Any:

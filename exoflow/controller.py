@@ -6,7 +6,6 @@ in order and may take long: archive, append, collect. A third thread beats the h
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import queue
 import threading
@@ -15,10 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from exoflow.blobs import Blobs
-from exoflow.errors import Fenced, TaskFailed
+from exoflow.collection import archive, claim, collect, sweep
+from exoflow.errors import InDoubt, TaskFailed
 from exoflow.executor import RayExecutor
-from exoflow.journal import Journal, Tail, workflow_folder
+from exoflow.journal import Journal, Tail
 from exoflow.messages import (
     Append,
     Appended,
@@ -31,18 +30,23 @@ from exoflow.messages import (
     Produced,
     Release,
     StartActor,
+    StateDamaged,
     StopActor,
     Submit,
     Wake,
     Woken,
 )
 from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, this_process
-from exoflow.pins import pinned_blobs
 from exoflow.plan import Iteration, LoopSpec, Plan, expand
-from exoflow.records import Committed, Finished, History, Record, Status
+from exoflow.records import History, Record, Status
 from exoflow.state import WorkflowState
+from exoflow.steps import drive
 from exoflow.storage import Store
-from exoflow.views import archive_key, iteration_views
+
+# While many attempts run, appends are begun at least this far apart: each costs two fsyncs and half a
+# millisecond of processor whether it holds one record or fifty, and an attempt among many can spare the wait.
+APPEND_EVERY_SECONDS = 0.005
+MANY_ATTEMPTS = 16
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +77,8 @@ class Controller:
     ------
     Fenced
         When another owner takes over.
-    TaskFailed
-        When the workflow ends as FAILED.
+    TaskFailed, InDoubt
+        When the workflow ends as FAILED or IN_DOUBT.
     StorageUnavailable
         When the store cannot be written; the workflow can be resumed.
     """
@@ -102,23 +106,26 @@ class Controller:
         history.reopen()
         history.add(first)
         self._state = WorkflowState(plan, history, expander(), replicas=replicas)
-        found = blob_keys(store, workflow_id)
-        self._journal.claim(tail, first)
+        found = drive(claim(workflow_id, self._journal.tenure, tail, first), store)
         self._heart = HeartbeatThread(store, workflow_id, owner.nonce, lease_seconds)
         try:
-            sweep(store, workflow_id, found, history.blobs())
+            drive(sweep(workflow_id, found, history.blobs()), store)
         except BaseException:
             self._heart.release()
             raise
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Archive | Append | Collect | None] = queue.SimpleQueue()
-        self._verified_at = time.monotonic()
         self._end: Complete | None = None
+
+    @property
+    def history(self) -> History:
+        """What the journal says, as far as this owner's appends were acknowledged."""
+        return self._state.history
 
     def run(self) -> None:
         """Run the workflow to its end."""
-        executor = RayExecutor(self._workflow_id, self._store.uri, self._events.put)
-        writer = threading.Thread(target=self._write, name="exoflow-writer")
+        executor = RayExecutor(self._workflow_id, self._store.uri, self._journal.generation, self._events.put)
+        writer = threading.Thread(target=self._write, args=[executor], name="exoflow-writer")
         writer.start()
         try:
             self._loop(executor)
@@ -127,30 +134,35 @@ class Controller:
             writer.join()
             executor.close()
         assert self._end is not None
+        task, error = self._end.task or "", self._end.error or ""
         if self._end.status is Status.FAILED:
-            raise TaskFailed(self._workflow_id, self._end.task or "", self._end.error or "")
+            raise TaskFailed(self._workflow_id, task, error)
+        if self._end.status is Status.IN_DOUBT:
+            raise InDoubt(self._workflow_id, task, error)
 
     def close(self) -> None:
         """Give the workflow up, whether or not it ran."""
         self._heart.release()
 
     def _loop(self, executor: RayExecutor) -> None:
-        for instruction in self._state.start():
+        for instruction in self._state.start(time.time()):
             self._obey(instruction, executor)
         while self._end is None:
             event = self._events.get()
             if isinstance(event, BaseException):
                 raise event
+            if isinstance(event, StateDamaged):
+                logger.warning("the newest state of actor %s is damaged, going back: %s", event.actor, event.reason)
             if self._observer is not None and isinstance(event, Produced):
                 self._observer.produced(event)
-            for instruction in self._state.apply(event):
+            for instruction in self._state.apply(event, time.time()):
                 self._obey(instruction, executor)
 
     def _obey(self, instruction: Instruction, executor: RayExecutor) -> None:
         match instruction:
             case Submit():
                 if instruction.spec.options.external:
-                    self._make_sure_of_ownership()
+                    self._journal.make_sure(self._lease_seconds / 2)
                 executor.submit(instruction)
             case StartActor():
                 executor.start_actor(instruction)
@@ -171,91 +183,30 @@ class Controller:
 
     # --- the writer thread ------------------------------------------------------------------------------
 
-    def _write(self) -> None:
+    def _write(self, executor: RayExecutor) -> None:
+        appended = -APPEND_EVERY_SECONDS
         while (order := self._to_write.get()) is not None:
             try:
                 match order:
                     case Append():
+                        if executor.running >= MANY_ATTEMPTS:
+                            time.sleep(max(0.0, appended + APPEND_EVERY_SECONDS - time.monotonic()))
+                        appended = time.monotonic()
                         self._append(order)
                     case Archive():
-                        write_archive(self._store, self._workflow_id, self._plan, order)
+                        drive(archive(self._store, self._workflow_id, self._plan, order), self._store)
                     case Collect():
-                        collect(self._store, self._workflow_id, self._journal, order, self._make_sure_of_ownership)
+                        tenure = self._journal.tenure
+                        drive(collect(self._workflow_id, tenure, order, self._lease_seconds), self._store)
             except BaseException as error:
                 self._events.put(error)
                 return
 
     def _append(self, order: Append) -> None:
-        records = [
-            dataclasses.replace(record, at=time.time()) if isinstance(record, Finished) else record
-            for record in order.records
-        ]
-        at = self._journal.append(records, fold=order.fold)
-        self._verified_at = time.monotonic()
+        at = self._journal.append(order.records, fold=order.fold)
         if self._observer is not None:
-            self._observer.committed(records, at)
+            self._observer.committed(order.records, at)
         self._events.put(Appended(at))
-
-    def _make_sure_of_ownership(self) -> None:
-        """Look for a successor if so much time has passed since the last look that there may be one.
-
-        Raises
-        ------
-        Fenced
-            When another owner has claimed the workflow.
-        """
-        if time.monotonic() - self._verified_at < self._lease_seconds / 2:
-            return
-        successor = self._journal.successor()
-        if successor is not None:
-            message = f"workflow {self._workflow_id!r} was taken over by {successor}; this process stops"
-            raise Fenced(self._workflow_id, message)
-        self._verified_at = time.monotonic()
-
-
-def write_archive(store: Store, workflow_id: str, plan: Plan, order: Archive) -> None:
-    """Let the loop's own function make one object of iterations that leave the journal."""
-    loop = next(loop for loop in plan.loops if loop.id == order.loop)
-    assert loop.archive is not None
-    committed = [record for record in order.records if isinstance(record, Committed)]
-    data = loop.archive.load()(iteration_views(committed, Blobs(store, workflow_id)))
-    store.put(archive_key(workflow_id, loop.id, order.first, order.last), data)
-
-
-def collect(
-    store: Store,
-    workflow_id: str,
-    journal: Journal,
-    order: Collect,
-    before_each: Callable[[], None] = lambda: None,
-) -> None:
-    """Delete what a fold has made superfluous; pins are read after the fold, see `exoflow.pins`."""
-    before_each()
-    pinned = pinned_blobs(store, workflow_id)
-    blobs = Blobs(store, workflow_id)
-    for blob in order.blobs:
-        if blob.name not in pinned:
-            before_each()
-            store.delete(blobs.key(blob))
-    journal.collect()
-
-
-def blob_keys(store: Store, workflow_id: str) -> list[str]:
-    """Return the keys of all blobs of a workflow."""
-    return store.list(f"{workflow_folder(workflow_id)}/blobs")
-
-
-def sweep(store: Store, workflow_id: str, found: Sequence[str], live: set[str]) -> int:
-    """Delete blobs that no record names, left by owners that died; return how many.
-
-    ``found`` was listed before the claim. So whatever a successor of this owner writes is safe, however
-    late the deletion comes; and this owner's own blobs, which exist before their records do, are too.
-    """
-    keep = live | pinned_blobs(store, workflow_id)
-    dead = [key for key in found if key.rsplit("/", 1)[1] not in keep]
-    for key in dead:
-        store.delete(key)
-    return len(dead)
 
 
 def expander() -> Callable[[LoopSpec, int, str], Iteration]:

@@ -257,6 +257,18 @@ class BoundMethod:
     def _check(self) -> None:
         if not self._actor.durable or self._options.query:
             return
+        if self._options.external and not self._options.idempotent:
+            message = (
+                f"{self._actor.code.name}.{self._method}: a call is made again when its actor is rebuilt, so an "
+                "external one must be idempotent=True; otherwise move the effect into a task of its own"
+            )
+            raise DefinitionError(message)
+        if self._options.catch_exceptions:
+            message = (
+                f"{self._actor.code.name}.{self._method}: a call that raises leaves its actor half changed, so the "
+                "actor goes back to its last state; catch the exception inside the method"
+            )
+            raise DefinitionError(message)
         actor_mode, mode = self._actor.annotations.checkpoint, self._options.checkpoint
         if (actor_mode is Checkpoint.NONE) != (mode is Checkpoint.NONE):
             message = (

@@ -9,7 +9,9 @@
         WorkflowRunning      a live owner holds it
         PlanMismatch         the id belongs to a workflow with another plan or changed code
         TaskFailed           a task gave up: its error is the cause
+        InDoubt              an effect may or may not have happened; `exoflow resolve` settles it
         Fenced               another owner took the workflow over; this process must stop
+      EffectNotDone          raised by a task's body: it vouches that it has had no effect
       StorageError           carries key
         StorageUnavailable   the store is out of reach, full or not writable; never means "absent"
         CorruptRecord        bytes in the store are not the bytes that were written
@@ -89,6 +91,35 @@ class TaskFailed(WorkflowError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from id, task and detail."""
         return (type(self), (self.workflow_id, self.task, self.detail))
+
+
+class InDoubt(WorkflowError):
+    """An effect of a task may or may not have happened, and only a person can find out.
+
+    Attributes
+    ----------
+    task : str
+        Id of the task.
+    detail : str
+        What cut it off.
+    """
+
+    def __init__(self, workflow_id: str, task: str, detail: str) -> None:
+        super().__init__(
+            workflow_id,
+            f"task {task!r} of workflow {workflow_id!r} is in doubt: {detail}\n"
+            f"find out, then say so: exoflow resolve {workflow_id} {task!r} --done VALUE | --not-done; then resume",
+        )
+        self.task = task
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from id, task and detail."""
+        return (type(self), (self.workflow_id, self.task, self.detail))
+
+
+class EffectNotDone(ExoflowError):
+    """Raised by the body of an external task to say for certain that it has had no effect."""
 
 
 class StorageError(ExoflowError):

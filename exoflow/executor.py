@@ -2,7 +2,7 @@
 
 Every attempt returns two objects, its value and its outcome. Consumers get a reference to the value, which
 never passes through the controller; the controller reads the outcome. Ray's own retries are off: every
-loss is an event.
+loss is an event. What a task costs here, step by step, is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import atexit
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 import queue
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,15 @@ import ray
 import ray.exceptions
 from ray._private import ray_constants
 
-from exoflow import worker
+from exoflow import wire, worker
+from exoflow.blobs import Blobs
+from exoflow.codec import Blob, StoredReference
+from exoflow.errors import StorageUnavailable
 from exoflow.messages import (
     ActorLost,
     Event,
     Failed,
+    InputLost,
     Lost,
     Persist,
     Persisted,
@@ -38,13 +44,16 @@ from exoflow.messages import (
     Produced,
     Refused,
     Report,
+    Settled,
     StartActor,
+    StateDamaged,
     StopActor,
     Submit,
+    ValueLost,
 )
-from exoflow.plan import ActorSpec
+from exoflow.plan import ActorSpec, TaskSpec
 from exoflow.records import Value
-from exoflow.worker import Failure, Job, Outcome, Refusal, live_inputs, make_job
+from exoflow.worker import Failure, Refusal, Settlement, live_inputs, make_job
 
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _TEMPORARY_PREFIX = "exoflow-ray-"
@@ -102,12 +111,48 @@ def _remove_leftovers() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_task(job: Job, *values: Any) -> tuple[Any, Outcome]:
-    return worker.run_task(job, values)
+def _run_task(packed: bytes, *values: Any) -> tuple[Any, bytes]:
+    job = wire.unpack_job(packed)
+    value, outcome = worker.run_task(job, values, references=RayReferences(job.workflow_id, job.store_uri))
+    return value, wire.pack(outcome)
 
 
-def _persist_output(workflow_id: str, store_uri: str, value: Any) -> Value | Failure:
-    return worker.persist_output(workflow_id, store_uri, value)
+def _persist_output(workflow_id: str, store_uri: str, known: tuple[Blob, ...], value: Any) -> Value | Failure:
+    references = RayReferences(workflow_id, store_uri, known)
+    return worker.persist_output(value, Blobs(worker.store_at(store_uri), workflow_id, references, known))
+
+
+def _load_value(workflow_id: str, store_uri: str, value: Value) -> Any:
+    return Blobs(worker.store_at(store_uri), workflow_id, RayReferences(workflow_id, store_uri)).load(value)
+
+
+class RayReferences:
+    """Ray's object references inside values.
+
+    Ray runs a task where most bytes of its arguments lie. So what a reference stands for is made durable on
+    the node that holds it, many at once, and never passes through the process that asks.
+    """
+
+    kind = ray.ObjectRef
+    lost = ray.exceptions.ObjectLostError
+
+    def __init__(self, workflow_id: str, store_uri: str, known: tuple[Blob, ...] = ()) -> None:
+        self._where = (workflow_id, store_uri)
+        self._known = known
+
+    def save(self, references: Sequence[Any]) -> list[StoredReference]:
+        """Make durable what each reference stands for; raises StorageUnavailable."""
+        made = ray.get([_PERSIST.remote(*self._where, self._known, reference) for reference in references])
+        for value in made:
+            if isinstance(value, Failure):
+                message = f"a reference could not be made durable: {value.error}"
+                raise StorageUnavailable(self._where[0], message)
+        return [StoredReference(value.to_json(), value.blobs) for value in made]
+
+    def load(self, shown: Mapping[str, Any]) -> Any:
+        """Return a reference to a value that Ray will read from the store; starts Ray if need be."""
+        ensure_ray()
+        return _LOAD.remote(*self._where, Value.from_json(dict(shown)))
 
 
 class _MemberHost:
@@ -131,23 +176,29 @@ class _MemberHost:
         self._early: dict[tuple[int, int], Any] = {}
         exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
         store = worker.store_at(store_uri)
-        self._member = worker.Member(spec, workflow_id, store, index, restore, exchange, self._writer.submit)
+        references = RayReferences(workflow_id, store_uri)
+        self._member = worker.Member(
+            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references
+        )
 
-    async def start(self, peers: list[Any]) -> None:
-        """Learn who the other members are, then make the user's object."""
+    async def start(self, peers: list[Any]) -> str | None:
+        """Learn who the other members are, then make the user's object; tell if its stored state is damaged."""
         self._peers = peers
-        await self._loop.run_in_executor(self._body, self._member.start)
+        damage = await self._loop.run_in_executor(self._body, self._member.start)
         self._started.set()
+        return damage
 
-    async def call(self, job: Job, *values: Any) -> tuple[Any, Outcome]:
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
+    async def call(self, packed: bytes, *values: Any) -> tuple[Any, bytes]:
         """Run a call once the member is in the state that the call expects."""
+        job = wire.unpack_job(packed)
         await self._started.wait()
         while job.leaves and self._member.token != job.expects:
             self._changed.clear()
             await self._changed.wait()
-        answer = await self._loop.run_in_executor(self._body, self._member.call, job, values)
+        value, outcome = await self._loop.run_in_executor(self._body, self._member.call, job, values)
         self._changed.set()
-        return answer
+        return value, wire.pack(outcome)
 
     async def persist(self, attempt: int) -> Value | Failure:
         """Make durable the state that a call captured."""
@@ -181,6 +232,14 @@ class _MemberHost:
         return self._early.pop((sender, self._round))
 
 
+# Made once per process: Ray exports what it makes here to the cluster, and every worker fetches it from there.
+_TASK = ray.remote(num_returns=2, max_retries=0)(_run_task)
+# Writing a value again is harmless, so this is the one thing that Ray may repeat by itself.
+_PERSIST = ray.remote(num_cpus=0, max_retries=3)(_persist_output)
+_LOAD = ray.remote(num_cpus=0, max_retries=3)(_load_value)
+_HOST = ray.remote(max_restarts=0, max_task_retries=0)(_MemberHost)
+
+
 @dataclasses.dataclass(slots=True)
 class _Gathering:
     """The outcomes of a call's members, until all have arrived."""
@@ -188,31 +247,40 @@ class _Gathering:
     reports: list[Report | None]
     grouped: bool
     told: bool = False
+    timeout: float | None = None
+    submitted_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    def timed_out(self) -> bool:
+        """Whether a process that died may have been ended because the attempt took too long."""
+        return self.timeout is not None and time.monotonic() - self.submitted_at >= self.timeout
 
 
 class RayExecutor:
     """Carries out the instructions that concern running code."""
 
-    def __init__(self, workflow_id: str, store_uri: str, post: Callable[[Event], None]) -> None:
+    def __init__(self, workflow_id: str, store_uri: str, generation: int, post: Callable[[Event], None]) -> None:
         self._workflow_id = workflow_id
         self._store_uri = store_uri
+        self._generation = generation
         self._post = post
         self._values: dict[tuple[str, int], list[Any]] = {}
         self._grouped: set[tuple[str, int]] = set()
         self._actors: dict[str, tuple[ActorSpec, int, list[Any]]] = {}
         self._calls: dict[tuple[str, int], str] = {}
         self._running: dict[tuple[str, int], Any] = {}
-        self._task = ray.remote(num_returns=2, max_retries=0)(_run_task)
-        # Writing a value again is harmless, so this is the one thing that Ray may repeat by itself.
-        self._persist_task = ray.remote(num_cpus=0, max_retries=3)(_persist_output)
-        self._host = ray.remote(max_restarts=0, max_task_retries=0)(_MemberHost)
+        self._tasks: dict[Any, Any] = {}
+
+    @property
+    def running(self) -> int:
+        """Number of attempts that were started and have not told their outcome; calls of actors aside."""
+        return len(self._running)
 
     def start_actor(self, order: StartActor) -> None:
         """Create an actor's processes."""
         spec = order.spec
         options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **spec.options.ray_options()}
         handles = [
-            self._host.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore)
+            _HOST.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore)
             for index in range(spec.members)
         ]
         for handle in handles:
@@ -231,20 +299,20 @@ class RayExecutor:
         """Start an attempt."""
         job, values = self._job(order)
         name = (order.spec.id, order.attempt)
-        if order.spec.actor is None:
-            options = {"name": order.spec.id, **order.spec.options.ray_options()}
-            value, outcome = self._task.options(**options).remote(job, *values)
+        timeout = order.spec.options.timeout
+        if order.call is None:
+            value, outcome = self._remote_task(order.spec).remote(job, *values)
             self._values[name] = [value]
             self._running[name] = outcome
-            self._watch(outcome, name, 0, None, _Gathering([None], grouped=False))
+            self._watch(outcome, name, 0, None, _Gathering([None], grouped=False, timeout=timeout))
             return
-        spec, incarnation, handles = self._actors[order.spec.actor]
-        pairs = [handle.call.options(num_returns=2).remote(job, *values) for handle in handles]
+        spec, incarnation, handles = self._actors[order.spec.actor or ""]
+        pairs = [handle.call.remote(job, *values) for handle in handles]
         self._values[name] = [value for value, _ in pairs]
         self._calls[name] = spec.id
         if spec.replicas is not None:
             self._grouped.add(name)
-        gathering = _Gathering([None] * len(pairs), spec.replicas is not None)
+        gathering = _Gathering([None] * len(pairs), spec.replicas is not None, timeout=timeout)
         for index, (_, outcome) in enumerate(pairs):
             self._watch(outcome, name, index, (spec.id, incarnation), gathering)
 
@@ -255,9 +323,8 @@ class RayExecutor:
         states: list[Any] = []
         actor = None
         if order.output:
-            outputs = [
-                self._persist_task.remote(self._workflow_id, self._store_uri, value) for value in self._values[name]
-            ]
+            where = (self._workflow_id, self._store_uri, order.known)
+            outputs = [_PERSIST.remote(*where, value) for value in self._values[name]]
         if order.state:
             spec, incarnation, handles = self._actors[self._calls[name]]
             actor = (spec.id, incarnation)
@@ -283,11 +350,24 @@ class RayExecutor:
         self._actors.clear()
         self._values.clear()
 
-    def _job(self, order: Submit) -> tuple[Job, list[Any]]:
+    def _remote_task(self, spec: TaskSpec) -> Any:
+        """Return Ray's function for a task, made once for all tasks that run the same code with the same resources.
+
+        Ray then counts them as one kind; a name for each task would be a kind for each.
+        """
+        options = spec.options
+        code = "" if spec.code is None else spec.code.name
+        kind = (code, options.num_cpus, options.num_gpus, tuple(options.resources.items()))
+        made = self._tasks.get(kind)
+        if made is None:
+            made = self._tasks[kind] = _TASK.options(name=code, **options.ray_options())
+        return made
+
+    def _job(self, order: Submit) -> tuple[bytes, list[Any]]:
         names = [(live.task, live.attempt) for live in live_inputs(order)]
         members = [len(self._values[name]) if name in self._grouped else None for name in names]
         values = [value for name in names for value in self._values[name]]
-        return make_job(order, self._workflow_id, self._store_uri, members), values
+        return wire.pack(make_job(order, self._workflow_id, self._store_uri, members, self._generation)), values
 
     def _watch(
         self,
@@ -297,16 +377,16 @@ class RayExecutor:
         actor: tuple[str, int] | None,
         gathering: _Gathering,
     ) -> None:
-        def done(future: concurrent.futures.Future[Any]) -> None:
-            event = self._event_of(future, name, index, actor, gathering)
+        def done(answer: Any) -> None:
+            event = self._event_of(answer, name, index, actor, gathering)
             if event is not None:
                 self._post(event)
 
-        outcome.future().add_done_callback(done)
+        _when_done(outcome, done)
 
     def _event_of(
         self,
-        future: concurrent.futures.Future[Any],
+        answer: Any,
         name: tuple[str, int],
         index: int,
         actor: tuple[str, int] | None,
@@ -314,10 +394,12 @@ class RayExecutor:
     ) -> Event | None:
         task, attempt = name
         self._running.pop(name, None)
-        error = future.exception()
-        if error is not None:
-            return _loss(error, task, attempt, actor)
-        outcome = future.result()
+        if isinstance(answer, BaseException):
+            loss = _loss(answer, task, attempt, actor)
+            if isinstance(loss, Lost) and gathering.timed_out():
+                return Failed(task, attempt, f"it did not return within its timeout of {gathering.timeout} s")
+            return loss
+        outcome = wire.unpack_outcome(answer)
         if isinstance(outcome, Report):
             gathering.reports[index] = outcome
             reports = [report for report in gathering.reports if report is not None]
@@ -327,17 +409,24 @@ class RayExecutor:
         if gathering.told:
             return None
         gathering.told = True
-        if isinstance(outcome, Refusal):
-            return Refused(task, attempt)
-        return Failed(task, attempt, outcome.error)
+        match outcome:
+            case Refusal():
+                return Refused(task, attempt)
+            case Settlement():
+                return Settled(task, attempt, outcome.verdict, outcome.report)
+            case Failure() if outcome.input_lost:
+                return InputLost(task, attempt, outcome.error)
+            case Failure():
+                return Failed(task, attempt, outcome.error, outcome.not_done)
 
     def _watch_start(self, reference: Any, actor: str, incarnation: int) -> None:
-        def done(future: concurrent.futures.Future[Any]) -> None:
-            error = future.exception()
-            if error is not None:
-                self._post(ActorLost(actor, incarnation, _first_line(error)))
+        def done(answer: Any) -> None:
+            if isinstance(answer, BaseException):
+                self._post(ActorLost(actor, incarnation, _first_line(answer)))
+            elif answer is not None:
+                self._post(StateDamaged(actor, incarnation, answer))
 
-        reference.future().add_done_callback(done)
+        _when_done(reference, done)
 
     def _watch_persist(
         self, outputs: list[Any], states: list[Any], name: tuple[str, int], actor: tuple[str, int] | None
@@ -348,15 +437,16 @@ class RayExecutor:
         made: list[Value | None] = [None] * len(references)
         missing = [len(references)]
 
-        def done(index: int, future: concurrent.futures.Future[Any]) -> None:
-            error = future.exception()
-            if actor is not None and isinstance(error, ray.exceptions.RayActorError):
+        def done(index: int, answer: Any) -> None:
+            if actor is not None and isinstance(answer, ray.exceptions.RayActorError):
                 # The actor may have been idle: nobody else would tell that it died.
-                self._post(ActorLost(*actor, _first_line(error)))
+                self._post(ActorLost(*actor, _first_line(answer)))
                 return
-            answer = Failure(_first_line(error)) if error is not None else future.result()
+            if isinstance(answer, BaseException):
+                answer = Failure(_first_line(answer), input_lost=_data_lost(answer))
             if isinstance(answer, Failure):
-                self._post(PersistFailed(task, attempt, answer.error))
+                failed = ValueLost if answer.input_lost else PersistFailed
+                self._post(failed(task, attempt, answer.error))
                 return
             made[index] = answer
             missing[0] -= 1
@@ -366,7 +456,20 @@ class RayExecutor:
                 self._post(Persisted(task, attempt, output, state))
 
         for index, reference in enumerate(references):
-            reference.future().add_done_callback(lambda future, index=index: done(index, future))
+            _when_done(reference, functools.partial(done, index))
+
+
+def _when_done(reference: Any, tell: Callable[[Any], None]) -> None:
+    """Have one of Ray's threads call ``tell`` with what a reference has become: a value, or an exception.
+
+    This is what `ObjectRef.future` is made of, without the future and its locks.
+    """
+    reference._on_completed(functools.partial(_answered, tell, reference))
+
+
+def _answered(tell: Callable[[Any], None], _reference: Any, answer: Any) -> None:
+    """Pass an answer on. Until it comes, the reference among the arguments keeps Ray from dropping the object."""
+    tell(answer.as_instanceof_cause() if isinstance(answer, ray.exceptions.RayTaskError) else answer)
 
 
 def _group(values: list[Value | None], grouped: bool) -> Value | None:
@@ -391,10 +494,18 @@ def _joined(reports: list[Report]) -> Report:
 def _loss(error: BaseException, task: str, attempt: int, actor: tuple[str, int] | None) -> Event:
     if actor is not None and isinstance(error, ray.exceptions.RayActorError):
         return ActorLost(actor[0], actor[1], _first_line(error))
+    if _data_lost(error):
+        return InputLost(task, attempt, _first_line(error))
     if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, ray.exceptions.RayError):
-        # Bodies never raise here; this is a value that cannot travel. A cause of Ray's own is a lost input.
+        # Bodies never raise here; this is a value that cannot travel. A cause of Ray's own is an input's.
         return Failed(task, attempt, str(error))
     return Lost(task, attempt, _first_line(error))
+
+
+def _data_lost(error: BaseException) -> bool:
+    """Whether an object is gone with the process or node that held it."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return isinstance(cause, ray.exceptions.ObjectLostError)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,13 +6,14 @@ all before it; the header names the owner's generation and nonce and the predece
 
 - An owner has at most one append in flight. A claim is an append that opens a new generation; it takes the
   number right after the last object the claimant read, so a stale owner's next append collides with it, for
-  claims are never collected.
+  claims are never collected. A claimant may be stale too, and the object it should collide with be collected:
+  so it looks once more, and is fenced when the journal has gone on beyond its claim.
 - Whenever the outcome of an append is not known, the writer reads back: its own nonce = done, another's =
   fenced, absent = try again.
 - A fold repeats every live record, so that older objects may be deleted; each header says where the newest
   fold is.
 
-The protocol itself is `append_steps`, a generator of store operations that the simulator drives too.
+All of it is written as generators of store operations (`exoflow.steps`), which the simulator drives too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from exoflow.errors import CorruptRecord, Fenced, StorageUnavailable, WorkflowNotFound
 from exoflow.records import Committed, History, Record, record_from_json, record_to_json
+from exoflow.steps import Delete, Get, List, Pause, PutIfAbsent, Steps, drive
 from exoflow.storage import Store
 
 FORMAT = 1
@@ -97,12 +99,13 @@ class JournalObject:
     sha256: str
 
 
-def encode_object(header: Header, records: Iterable[Record]) -> bytes:
-    """Return the bytes of a journal object."""
+def encode_object(header: Header, records: Iterable[Record]) -> tuple[bytes, str]:
+    """Return the bytes of a journal object, and its checksum."""
     lines = [_line({"format": FORMAT, **dataclasses.asdict(header)})]
     lines += [_line(record_to_json(record)) for record in records]
     body = b"".join(lines)
-    return body + _line({"sha256": hashlib.sha256(body).hexdigest()})
+    checksum = hashlib.sha256(body).hexdigest()
+    return body + _line({"sha256": checksum}), checksum
 
 
 def decode_object(key: str, data: bytes) -> JournalObject:
@@ -136,8 +139,11 @@ def decode_object(key: str, data: bytes) -> JournalObject:
         raise CorruptRecord(key, message) from error
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"))  # Made once: json.dumps makes one at every call.
+
+
 def _line(shown: dict[str, Any]) -> bytes:
-    return json.dumps(shown, separators=(",", ":")).encode("ascii") + b"\n"
+    return _JSON.encode(shown).encode("ascii") + b"\n"
 
 
 # --- keys -------------------------------------------------------------------------------------------------
@@ -158,35 +164,15 @@ def journal_key(workflow_id: str, number: int) -> str:
     return f"{journal_folder(workflow_id)}/{number:012d}"
 
 
+def plan_key(workflow_id: str, digest: str) -> str:
+    """Return the key of the plan with that digest."""
+    return f"{workflow_folder(workflow_id)}/plans/{digest}"
+
+
 # --- the append protocol ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PutIfAbsent:
-    """Store operation: answered True, False, or `StorageUnavailable` thrown in when nobody knows."""
-
-    key: str
-    data: bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Get:
-    """Store operation: answered bytes or None."""
-
-    key: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait before the next try."""
-
-    seconds: float
-
-
-StoreStep = PutIfAbsent | Get | Pause
-
-
-def append_steps(key: str, data: bytes, nonce: str) -> Generator[StoreStep, Any, JournalObject | None]:
+def append_steps(key: str, data: bytes, nonce: str) -> Steps[JournalObject | None]:
     """Create ``key``, reading back whenever the outcome is unknown.
 
     Returns
@@ -217,32 +203,6 @@ def append_steps(key: str, data: bytes, nonce: str) -> Generator[StoreStep, Any,
     raise StorageUnavailable(key, message)
 
 
-def drive(
-    steps: Generator[StoreStep, Any, JournalObject | None],
-    store: Store,
-    sleep: Callable[[float], None] = time.sleep,
-) -> JournalObject | None:
-    """Run `append_steps` against a store."""
-    answer: Any = None
-    failure: StorageUnavailable | None = None
-    while True:
-        try:
-            step = steps.throw(failure) if failure is not None else steps.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        answer = failure = None
-        try:
-            match step:
-                case PutIfAbsent():
-                    answer = store.put_if_absent(step.key, step.data)
-                case Get():
-                    answer = store.get(step.key)
-                case Pause():
-                    sleep(step.seconds)
-        except StorageUnavailable as error:
-            failure = error
-
-
 # --- reading ----------------------------------------------------------------------------------------------
 
 
@@ -267,29 +227,54 @@ def read_journal(store: Store, workflow_id: str) -> Tail:
     StorageUnavailable
         When the store cannot be read.
     """
+    try:
+        return drive(read_steps(workflow_id), store)
+    except WorkflowNotFound:
+        message = f"no workflow {workflow_id!r} in {store.uri}"
+        raise WorkflowNotFound(workflow_id, message) from None
+
+
+def read_steps(workflow_id: str) -> Steps[Tail]:
+    """Read a journal; see `read_journal`."""
+    objects = yield from read_objects(workflow_id)
+    newest = objects[-1]
+    return Tail(newest.header, newest.sha256, history_of(objects))
+
+
+def read_objects(workflow_id: str) -> Steps[list[JournalObject]]:
+    """Return a journal's objects from its newest fold on; see `read_journal`."""
     for _ in range(_MOVED_TRIES):
-        numbers = sorted(int(key.rsplit("/", 1)[1]) for key in store.list(journal_folder(workflow_id)))
+        numbers = yield from _numbers(workflow_id)
         if not numbers:
-            message = f"no workflow {workflow_id!r} in {store.uri}"
+            message = f"no workflow {workflow_id!r}"
             raise WorkflowNotFound(workflow_id, message)
-        tail = _read_from_base(store, workflow_id, numbers[-1])
-        if tail is not None:
-            return tail
+        objects = yield from _read_from_base(workflow_id, numbers[-1])
+        if objects is not None:
+            return objects
     message = f"the journal of {workflow_id!r} was folded {_MOVED_TRIES} times while it was read; try again"
     raise StorageUnavailable(journal_folder(workflow_id), message)
 
 
-def _read_from_base(store: Store, workflow_id: str, last: int) -> Tail | None:
-    newest = _read_object(store, workflow_id, last)
+def _numbers(workflow_id: str) -> Steps[list[int]]:
+    keys = yield List(journal_folder(workflow_id))
+    return sorted(number_of(key) for key in keys)
+
+
+def number_of(key: str) -> int:
+    """Return the number of the journal object at ``key``."""
+    return int(key.rsplit("/", 1)[1])
+
+
+def _read_from_base(workflow_id: str, last: int) -> Steps[list[JournalObject] | None]:
+    newest = yield from read_object(workflow_id, last)
     if newest is None:
         return None
     objects = [newest]
     for number in range(last - 1, newest.header.base - 1, -1):
-        found = _read_object(store, workflow_id, number)
+        found = yield from read_object(workflow_id, number)
         if found is None:
             # Either the owner folded the journal meanwhile, or the object is lost.
-            later = store.list(journal_folder(workflow_id))
-            if int(later[-1].rsplit("/", 1)[1]) > last:
+            if (yield from _numbers(workflow_id))[-1] > last:
                 return None
             key = journal_key(workflow_id, number)
             message = f"{key} is missing from the journal; restore it from a backup"
@@ -300,12 +285,13 @@ def _read_from_base(store: Store, workflow_id: str, last: int) -> Tail | None:
             raise CorruptRecord(key, message)
         objects.append(found)
     objects.reverse()
-    return Tail(newest.header, newest.sha256, _history(objects))
+    return objects
 
 
-def _read_object(store: Store, workflow_id: str, number: int) -> JournalObject | None:
+def read_object(workflow_id: str, number: int) -> Steps[JournalObject | None]:
+    """Return one journal object, or None when it is absent; raises CorruptRecord."""
     key = journal_key(workflow_id, number)
-    data = store.get(key)
+    data = yield Get(key)
     if data is None:
         return None
     found = decode_object(key, data)
@@ -315,7 +301,17 @@ def _read_object(store: Store, workflow_id: str, number: int) -> JournalObject |
     return found
 
 
-def _history(objects: Sequence[JournalObject]) -> History:
+def newest_generation(workflow_id: str) -> Steps[int]:
+    """Return the generation that owns a workflow now; raises CorruptRecord."""
+    while True:
+        numbers = yield from _numbers(workflow_id)
+        newest = yield from read_object(workflow_id, numbers[-1])
+        if newest is not None:
+            return newest.header.generation
+
+
+def history_of(objects: Sequence[JournalObject]) -> History:
+    """Return what objects in order amount to; the first is number 1 or a fold."""
     history = History()
     for index, found in enumerate(objects):
         acked_at = objects[index + 1].header.previous_acked_at if index + 1 < len(objects) else None
@@ -338,29 +334,40 @@ def with_commit_time(records: Iterable[Record], acked_at: float | None) -> list[
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-class Journal:
-    """One owner's end of a journal. Not thread safe: at most one append is in flight.
+class Tenure:
+    """One owner's end of a journal, as protocols. At most one append is in flight.
 
-    Raises
-    ------
-    Fenced
-        From `append` and `claim`: another writer took the next number.
-    StorageUnavailable
-        When the store did not answer within the tries.
+    Every method that returns `Steps` raises `StorageUnavailable` when the store did not answer within the
+    tries, and `claim`, `append` and `make_sure` raise `Fenced` when another writer has taken the next number.
+
+    Parameters
+    ----------
+    workflow_id, owner : str, Owner
+        Whose tenure of what.
+    new_nonce : callable
+        Returns a name that no other write has.
+    clock, monotonic : callable
+        Unix seconds, and seconds that never go back.
     """
 
-    def __init__(self, store: Store, workflow_id: str, owner: Owner, new_nonce: Callable[[], str]) -> None:
-        self._store = store
+    def __init__(
+        self,
+        workflow_id: str,
+        owner: Owner,
+        new_nonce: Callable[[], str],
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._workflow_id = workflow_id
         self._owner = owner
         self._new_nonce = new_nonce
+        self._clock = clock
+        self._monotonic = monotonic
         self._acked_at: float | None = None
+        self._verified_at = monotonic()
         self._last: Header | None = None
         self._last_sha256 = ""
-
-    def use(self, store: Store) -> None:
-        """Write to another view of the same store from now on; for the simulator."""
-        self._store = store
 
     @property
     def generation(self) -> int:
@@ -377,39 +384,50 @@ class Journal:
         """Number of the newest fold."""
         return 1 if self._last is None else self._last.base
 
-    def claim(self, tail: Tail | None, records: Sequence[Record] = ()) -> None:
+    def claim(self, tail: Tail | None, records: Sequence[Record] = ()) -> Steps[None]:
         """Open a new generation right after ``tail``; None starts the journal."""
         if tail is not None:
             self._last, self._last_sha256 = tail.header, tail.sha256
-        self._write("claim", records, generation=self.generation + 1)
+        yield from self._write("claim", records, generation=self.generation + 1)
+        # A tail that was read long ago: its successor may have been collected, and the number been free again.
+        newest = (yield from _numbers(self._workflow_id))[-1]
+        if newest > self.last_number:
+            message = f"workflow {self._workflow_id!r} went on while this process claimed it; this process stops"
+            raise Fenced(self._workflow_id, message)
 
-    def append(self, records: Sequence[Record], *, fold: bool = False) -> float:
+    def append(self, records: Sequence[Record], *, fold: bool = False) -> Steps[float]:
         """Append records as one object and return when it was known to be durable (Unix seconds)."""
-        self._write("fold" if fold else "append", records, generation=self.generation)
+        yield from self._write("fold" if fold else "append", records, generation=self.generation)
         assert self._acked_at is not None
         return self._acked_at
 
-    def successor(self) -> Owner | None:
+    def successor(self) -> Steps[Owner | None]:
         """Return who has written after this owner; an append of our own in flight is no successor."""
-        number = self.last_number + 1
-        found = self._store.get(journal_key(self._workflow_id, number))
-        if found is None:
-            return None
-        owner = decode_object(journal_key(self._workflow_id, number), found).header.owner
-        return None if owner == self._owner else owner
+        found = yield from read_object(self._workflow_id, self.last_number + 1)
+        return None if found is None or found.header.owner == self._owner else found.header.owner
 
-    def collect(self) -> None:
+    def make_sure(self, older_than_seconds: float) -> Steps[None]:
+        """Look for a successor, if the last sign that there is none is older than that."""
+        if self._monotonic() - self._verified_at < older_than_seconds:
+            return
+        successor = yield from self.successor()
+        if successor is not None:
+            message = f"workflow {self._workflow_id!r} was taken over by {successor}; this process stops"
+            raise Fenced(self._workflow_id, message)
+        self._verified_at = self._monotonic()
+
+    def collect(self) -> Steps[None]:
         """Delete the objects before the newest fold, but for the claims."""
         assert self._last is not None
-        for key in self._store.list(journal_folder(self._workflow_id)):
-            if int(key.rsplit("/", 1)[1]) >= self._last.base:
+        for number in (yield from _numbers(self._workflow_id)):
+            if number >= self._last.base:
                 break
-            data = self._store.get(key)
-            if data is not None and decode_object(key, data).header.kind != "claim":
-                self._store.delete(key)
+            found = yield from read_object(self._workflow_id, number)
+            if found is not None and found.header.kind != "claim":
+                yield Delete(journal_key(self._workflow_id, number))
 
-    def _write(self, kind: str, records: Sequence[Record], generation: int) -> None:
-        number = 1 if self._last is None else self._last.number + 1
+    def _write(self, kind: str, records: Sequence[Record], generation: int) -> Steps[None]:
+        number = self.last_number + 1
         header = Header(
             kind,
             number,
@@ -421,14 +439,55 @@ class Journal:
             self._acked_at,
         )
         key = journal_key(self._workflow_id, number)
-        data = encode_object(header, records)
-        other = drive(append_steps(key, data, header.nonce), self._store)
+        data, checksum = encode_object(header, records)
+        other = yield from append_steps(key, data, header.nonce)
         if other is not None:
             message = (
                 f"workflow {self._workflow_id!r} was taken over by {other.header.owner} "
                 f"(generation {other.header.generation}); this process stops"
             )
             raise Fenced(self._workflow_id, message)
-        self._acked_at = time.time()
-        self._last = header
-        self._last_sha256 = decode_object(key, data).sha256
+        self._acked_at = self._clock()
+        self._verified_at = self._monotonic()
+        self._last, self._last_sha256 = header, checksum
+
+
+class Journal:
+    """A tenure driven against a store. Not thread safe: at most one append is in flight.
+
+    Raises
+    ------
+    Fenced
+        From `append`, `claim` and `make_sure`: another writer took the next number.
+    StorageUnavailable
+        When the store did not answer within the tries.
+    """
+
+    def __init__(self, store: Store, workflow_id: str, owner: Owner, new_nonce: Callable[[], str]) -> None:
+        self._store = store
+        self.tenure = Tenure(workflow_id, owner, new_nonce)
+
+    @property
+    def generation(self) -> int:
+        """Generation of the owner; 0 before a claim."""
+        return self.tenure.generation
+
+    def claim(self, tail: Tail | None, records: Sequence[Record] = ()) -> None:
+        """Open a new generation right after ``tail``; None starts the journal."""
+        drive(self.tenure.claim(tail, records), self._store)
+
+    def append(self, records: Sequence[Record], *, fold: bool = False) -> float:
+        """Append records as one object and return when it was known to be durable (Unix seconds)."""
+        return drive(self.tenure.append(records, fold=fold), self._store)
+
+    def successor(self) -> Owner | None:
+        """Return who has written after this owner; an append of our own in flight is no successor."""
+        return drive(self.tenure.successor(), self._store)
+
+    def make_sure(self, older_than_seconds: float) -> None:
+        """Look for a successor, if the last sign that there is none is older than that."""
+        drive(self.tenure.make_sure(older_than_seconds), self._store)
+
+    def collect(self) -> None:
+        """Delete the objects before the newest fold, but for the claims."""
+        drive(self.tenure.collect(), self._store)

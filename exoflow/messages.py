@@ -6,8 +6,9 @@ import dataclasses
 import enum
 
 from exoflow.codec import Blob
+from exoflow.effects import Verdict
 from exoflow.plan import ActorSpec, TaskSpec
-from exoflow.records import Record, Status, Value
+from exoflow.records import Intended, Record, Status, Value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,11 +51,22 @@ class Produced:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt's body raised."""
+    """An attempt raised, or ran out of time; ``not_done`` when it vouched that it had no effect."""
 
     task: str
     attempt: int
     error: str
+    not_done: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settled:
+    """A rollback or resolve function has returned; ``report`` holds the effect's output, when it is DONE."""
+
+    task: str
+    attempt: int
+    verdict: Verdict
+    report: Report | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,7 +79,25 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lost:
-    """The process of an attempt died, or an input of it is gone."""
+    """The process of an attempt died."""
+
+    task: str
+    attempt: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InputLost:
+    """An attempt broke off because a value that it reads is gone, with the process or node that held it."""
+
+    task: str
+    attempt: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ValueLost:
+    """What an attempt has made is gone before it was durable."""
 
     task: str
     attempt: int
@@ -77,6 +107,15 @@ class Lost:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ActorLost:
     """A member of an actor died."""
+
+    actor: str
+    incarnation: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateDamaged:
+    """An actor could not be restored: the state it should start from is not what was written."""
 
     actor: str
     incarnation: int
@@ -116,7 +155,21 @@ class Woken:
     task: str
 
 
-Event = Produced | Failed | Refused | Lost | ActorLost | Persisted | PersistFailed | Appended | Woken
+Event = (
+    Produced
+    | Failed
+    | Settled
+    | Refused
+    | Lost
+    | InputLost
+    | ValueLost
+    | ActorLost
+    | StateDamaged
+    | Persisted
+    | PersistFailed
+    | Appended
+    | Woken
+)
 
 
 # --- instructions -----------------------------------------------------------------------------------------
@@ -152,24 +205,47 @@ class Call:
     snapshot: bool
 
 
-class Keep(enum.StrEnum):
-    """Which outputs an attempt shall report in durable form: none, small ones, or all."""
+class Purpose(enum.StrEnum):
+    """What an attempt runs: the task's body, or one of the functions that cure an effect in doubt."""
 
-    NONE = "none"
-    SMALL = "small"
-    ALL = "all"
+    BODY = "body"
+    RESOLVE = "resolve"
+    ROLLBACK = "rollback"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Submit:
-    """Run a body; ``key`` is the idempotency key that its context shows."""
+    """Run an attempt.
+
+    Attributes
+    ----------
+    spec, attempt : TaskSpec, int
+        Of which task, and the number of the attempt.
+    sources : tuple of Source
+        Where the inputs come from; empty unless it is the body that runs.
+    keep : bool
+        Whether to report the output in durable form, if it is small.
+    key : str
+        The idempotency key that the context shows.
+    call : Call or None
+        The actor side, for calls.
+    purpose : Purpose
+        What to run.
+    intent : Intended or None
+        The announcement that an external body acts on.
+    last : bool
+        No attempt follows an exception of this one, so ``catch_exceptions`` applies.
+    """
 
     spec: TaskSpec
     attempt: int
     sources: tuple[Source, ...]
-    keep: Keep
+    keep: bool
     key: str
     call: Call | None = None
+    purpose: Purpose = Purpose.BODY
+    intent: Intended | None = None
+    last: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -191,12 +267,16 @@ class StopActor:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Persist:
-    """Make an attempt's output, its actor's captured state, or both durable."""
+    """Make an attempt's output, its actor's captured state, or both durable.
+
+    ``known`` are blobs that stay until this is answered and committed: equal bytes need no other.
+    """
 
     task: str
     attempt: int
     output: bool
     state: bool
+    known: tuple[Blob, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

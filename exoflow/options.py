@@ -7,6 +7,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from exoflow.code import CodeRef, code_ref
 from exoflow.errors import DefinitionError
 
 
@@ -34,10 +35,19 @@ class TaskOptions:
         The same inputs always give the same output.
     external, idempotent : bool
         The task's effect is seen outside the engine; repeating it under the same key is harmless.
+    rollback : CodeRef or None
+        ``rollback(output, key)`` undoes an effect that may have happened. Called at least once under the
+        same key; ``output`` is None, for an effect whose output is known is complete and stays.
+    resolve : CodeRef or None
+        ``resolve(key)`` says what became of an effect: `Done`, `NotDone` or `Unknown`.
     retries : int
         Further attempts after an exception. Lost workers are retried beyond this count.
     backoff : float
         Seconds before the first retry; doubles with each further one.
+    timeout : float or None
+        Seconds after which a body that has not returned is ended with its process; counts as an exception.
+    catch_exceptions : bool
+        The output is ``(value, None)``, or ``(None, exception)`` when the last attempt raised.
     snapshot : bool
         Calls of durable actors only: whether the call captures the actor's state.
     query : bool
@@ -57,8 +67,12 @@ class TaskOptions:
     deterministic: bool = False
     external: bool = False
     idempotent: bool = False
+    rollback: CodeRef | None = None
+    resolve: CodeRef | None = None
     retries: int = 0
     backoff: float = 0.5
+    timeout: float | None = None
+    catch_exceptions: bool = False
     snapshot: bool = True
     query: bool = False
     name: str | None = None
@@ -103,23 +117,36 @@ def _checked(base: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
     cleaned = dict(changes)
     if "checkpoint" in cleaned:
         cleaned["checkpoint"] = _checkpoint(cleaned["checkpoint"])
+    for name in ("rollback", "resolve"):
+        if cleaned.get(name) is not None and not isinstance(cleaned[name], CodeRef):
+            cleaned[name] = code_ref(cleaned[name])
     options = dataclasses.replace(base, **cleaned)
     if options.retries < 0 or options.backoff < 0:
         message = f"retries and backoff must not be negative, got {options.retries} and {options.backoff}"
         raise DefinitionError(message)
-    if options.idempotent and not options.external:
-        message = "idempotent says what repeating an external effect does: set external=True with it"
+    if options.timeout is not None and options.timeout <= 0:
+        message = f"timeout must be a positive number of seconds, got {options.timeout}"
         raise DefinitionError(message)
-    if options.external and not options.idempotent:
-        message = (
-            "an external task must be idempotent: make repeating it under context().idempotency_key "
-            "harmless and say idempotent=True"
-        )
+    _check_effect(options)
+    return options
+
+
+def _check_effect(options: TaskOptions) -> None:
+    cures = [name for name in ("idempotent", "rollback", "resolve") if getattr(options, name)]
+    if cures and not options.external:
+        message = f"{cures[0]} says what to do about an external effect: set external=True with it"
         raise DefinitionError(message)
-    if options.external and options.checkpoint is Checkpoint.NONE:
+    if not options.external:
+        return
+    if options.checkpoint is Checkpoint.NONE:
         message = "an external task needs checkpoint async or sync, or its effect would be repeated"
         raise DefinitionError(message)
-    return options
+    if options.retries and not cures:
+        message = (
+            "an external task can be retried only if repeating it is harmless under context().idempotency_key "
+            "(idempotent=True), or it can be undone (rollback=), or asked for (resolve=); else retries must be 0"
+        )
+        raise DefinitionError(message)
 
 
 def _checkpoint(value: Any) -> Checkpoint:

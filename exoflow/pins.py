@@ -11,10 +11,11 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from exoflow.codec import Blob
 from exoflow.journal import workflow_folder
+from exoflow.steps import Delete, Get, List, Put, Steps
 from exoflow.storage import Store
 
 DEFAULT_SECONDS = 24 * 3600.0
@@ -27,25 +28,32 @@ def _folder(workflow_id: str) -> str:
 @contextlib.contextmanager
 def pin(store: Store, workflow_id: str, blobs: Iterable[Blob], *, seconds: float = DEFAULT_SECONDS) -> Iterator[None]:
     """Keep blobs from being collected inside the block, and for at most ``seconds`` if this process dies."""
-    key = f"{_folder(workflow_id)}/{uuid.uuid4().hex}"
-    names = sorted({blob.name for blob in blobs})
-    store.put(key, json.dumps({"expires_at": time.time() + seconds, "blobs": names}).encode("ascii"))
+    written = pin_object(workflow_id, uuid.uuid4().hex, blobs, time.time() + seconds)
+    store.put(written.key, written.data)
     try:
         yield
     finally:
-        store.delete(key)
+        store.delete(written.key)
 
 
-def pinned_blobs(store: Store, workflow_id: str) -> set[str]:
-    """Return the names of all blobs that a pin in force names."""
+def pin_object(workflow_id: str, reader: str, blobs: Iterable[Blob], expires_at: float) -> Put:
+    """Return the write that makes a reader's pin; ``expires_at`` in Unix seconds."""
+    names = sorted({blob.name for blob in blobs})
+    return Put(
+        f"{_folder(workflow_id)}/{reader}", json.dumps({"expires_at": expires_at, "blobs": names}).encode("ascii")
+    )
+
+
+def pinned_blobs(workflow_id: str, clock: Callable[[], float] = time.time) -> Steps[set[str]]:
+    """Return the names of all blobs that a pin in force names, and delete pins that have run out."""
     names: set[str] = set()
-    for key in store.list(_folder(workflow_id)):
-        data = store.get(key)
+    for key in (yield List(_folder(workflow_id))):
+        data = yield Get(key)
         if data is None:
             continue
         shown = json.loads(data)
-        if shown["expires_at"] > time.time():
+        if shown["expires_at"] > clock():
             names.update(shown["blobs"])
         else:
-            store.delete(key)
+            yield Delete(key)
     return names

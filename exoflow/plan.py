@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from exoflow.code import CodeRef
@@ -20,6 +20,8 @@ from exoflow.errors import DefinitionError
 from exoflow.options import Checkpoint, TaskOptions
 
 FORMAT = 1
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_CURES = ("rollback", "resolve")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class LoopSpec:
     """A loop's template. The first carry is either a constant or the output of ``carry_task``.
 
     ``prefix`` goes before the ids of its tasks: nothing for a workflow's first loop, ``<id>/`` for others.
+    ``changed`` says that the body's code is not what the workflow began with.
     """
 
     id: str
@@ -86,6 +89,7 @@ class LoopSpec:
     iterations: int | None
     keep: int
     archive: CodeRef | None
+    changed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,9 +115,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Hex digest of what the workflow is; by-value code counts by its source, replicas not at all."""
-        canonical = json.dumps(_identity(self.to_json()), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        """Hex digest of what the workflow is.
+
+        Imported code counts by its name (whether it has changed is another question, see `CodeRef.changed`),
+        code that travels by value by its source, and replicas not at all.
+        """
+        return digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
@@ -139,15 +146,35 @@ class Plan:
             shown["metadata"],
         )
 
+    def with_changed(self, names: Collection[str]) -> Plan:
+        """Return the plan with the named tasks, and all tasks of the named loops, as nondeterministic."""
+        tasks = tuple(_redrawn(task) if task.id in names else task for task in self.tasks)
+        loops = tuple(dataclasses.replace(spec, changed=True) if spec.id in names else spec for spec in self.loops)
+        return dataclasses.replace(self, tasks=tasks, loops=loops)
+
     def code(self) -> Iterator[tuple[str, CodeRef]]:
         """Yield the code of every task, actor and loop, with the name it has in the plan."""
         for task in self.tasks:
             if task.code is not None:
                 yield task.id, task.code
+            for cure in _CURES:
+                code = getattr(task.options, cure)
+                if code is not None:
+                    yield f"{task.id}'s {cure}", code
         for actor in self.actors:
             yield actor.id, actor.code
         for spec in self.loops:
             yield spec.id, spec.body
+
+
+def digest_of(shown: Mapping[str, Any]) -> str:
+    """Return the digest of a plan in its JSON form; see `Plan.digest`."""
+    digest = hashlib.sha256()
+    identity = _identity(shown)
+    # Part by part: the text of a plan of many tasks need not be there as a whole.
+    for part in (*identity.pop("tasks"), identity):
+        digest.update(_CANONICAL.encode(part).encode("ascii"))
+    return digest.hexdigest()
 
 
 def build(root: Node, metadata: Mapping[str, Any] | None = None) -> Plan:
@@ -191,7 +218,14 @@ def expand(spec: LoopSpec, body: Any, iteration: int, previous: str) -> Iteratio
         message = f"the body of loop {spec.id!r} contains a loop; give the inner one a workflow of its own"
         raise DefinitionError(message)
     tasks = tuple(dataclasses.replace(task, loop=spec.id, iteration=iteration) for task in builder.tasks)
+    if spec.changed:
+        tasks = tuple(_redrawn(task) for task in tasks)
     return Iteration(tasks, builder.ids[root], tuple(builder.branches), tuple(builder.actors.values()))
+
+
+def _redrawn(task: TaskSpec) -> TaskSpec:
+    """Return a task whose output may not come out the same again, whatever its annotations say."""
+    return dataclasses.replace(task, options=dataclasses.replace(task.options, deterministic=False))
 
 
 class _Builder:
@@ -374,10 +408,11 @@ def _base_name(node: Node) -> str:
 
 def _options_to_json(options: TaskOptions) -> dict[str, Any]:
     plain = TaskOptions()
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != getattr(plain, field.name)
+        name: value.to_json() if isinstance(value, CodeRef) else value
+        for name, value in values.items()
+        if value != getattr(plain, name)
     }
 
 
@@ -385,6 +420,9 @@ def _options_from_json(shown: Mapping[str, Any]) -> TaskOptions:
     values = dict(shown)
     if "checkpoint" in values:
         values["checkpoint"] = Checkpoint(values["checkpoint"])
+    for name in _CURES:
+        if name in values:
+            values[name] = CodeRef.from_json(values[name])
     return TaskOptions(**values)
 
 
@@ -468,20 +506,23 @@ def _loop_from_json(shown: Mapping[str, Any]) -> LoopSpec:
     )
 
 
-def _identity(shown: dict[str, Any]) -> dict[str, Any]:
+def _identity(shown: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what may differ between two processes, or may be changed at a resume, without a new plan."""
     plain = dict(shown)
-    plain["tasks"] = [_without_pickle(task) for task in shown["tasks"]]
+    plain["tasks"] = [{**_without_pickle(task), "options": _without_pickle(task["options"])} for task in shown["tasks"]]
     plain["loops"] = [_without_pickle(spec) for spec in shown["loops"]]
     plain["actors"] = [{**_without_pickle(spec), "replicas": None} for spec in shown["actors"]]
     return plain
 
 
 def _without_pickle(shown: dict[str, Any]) -> dict[str, Any]:
+    """Drop what does not tell code apart: of imported code all but its name, of other code its pickle."""
     plain = dict(shown)
-    for field in ("code", "body", "archive"):
-        if plain.get(field) is not None:
-            plain[field] = {key: value for key, value in plain[field].items() if key != "pickled"}
+    for field in ("code", "body", "archive", *_CURES):
+        code = plain.get(field)
+        if code is not None:
+            dropped = "pickled" if "pickled" in code else "source_sha256"
+            plain[field] = {key: value for key, value in code.items() if key != dropped}
     return plain
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from exoflow.codec import Blob, Encoded
@@ -24,6 +24,7 @@ class Status(enum.StrEnum):
     INTERRUPTED = "INTERRUPTED"
     SUCCESSFUL = "SUCCESSFUL"
     FAILED = "FAILED"
+    IN_DOUBT = "IN_DOUBT"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,10 +94,41 @@ class Started:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Intended:
-    """An external task may begin from now on, under this key."""
+    """An external task may begin from now on.
+
+    Attributes
+    ----------
+    task, key : str
+        Whose effect, and the key under which it is applied.
+    digest : str
+        Hex digest of the arguments that it is applied to.
+    at : float
+        Unix seconds; what ``context().now()`` returns on every attempt.
+    generation : int
+        How often an effect of this task was rolled back before.
+    loop, iteration, carry : str or None, int, bool
+        Where in which loop, and whether the output is its carry.
+    """
 
     task: str
     key: str
+    digest: str = ""
+    at: float = 0.0
+    generation: int = 0
+    loop: str | None = None
+    iteration: int = 0
+    carry: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cleared:
+    """An intent is over without an effect: it never happened, or it was undone.
+
+    ``generation`` goes into the key of the task's next intent; it is one higher after a rollback.
+    """
+
+    task: str
+    generation: int = 0
     loop: str | None = None
     iteration: int = 0
 
@@ -161,7 +193,7 @@ class Retired:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finished:
-    """The workflow ended: SUCCESSFUL, or FAILED with the task and its error."""
+    """The workflow ended: SUCCESSFUL, or FAILED or IN_DOUBT with the task and its error."""
 
     status: Status
     at: float
@@ -169,10 +201,11 @@ class Finished:
     error: str | None = None
 
 
-Record = Started | Intended | Committed | Retired | Finished
+Record = Started | Intended | Cleared | Committed | Retired | Finished
 _KINDS: dict[str, type[Record]] = {
     "started": Started,
     "intended": Intended,
+    "cleared": Cleared,
     "committed": Committed,
     "retired": Retired,
     "finished": Finished,
@@ -212,23 +245,33 @@ def record_from_json(shown: dict[str, Any]) -> Record:
 
 @dataclasses.dataclass(slots=True)
 class History:
-    """What the records of a journal, in order, amount to."""
+    """What the records of a journal, in order, amount to.
+
+    ``barren_claims`` counts the claims since a record last took the workflow further.
+    """
 
     started: Started | None = None
     committed: dict[str, Committed] = dataclasses.field(default_factory=dict)
     snapshots: dict[str, Committed] = dataclasses.field(default_factory=dict)
     intended: dict[str, Intended] = dataclasses.field(default_factory=dict)
+    cleared: dict[str, Cleared] = dataclasses.field(default_factory=dict)
     retired: dict[str, Retired] = dataclasses.field(default_factory=dict)
     finished: Finished | None = None
+    barren_claims: int = 0
 
     def add(self, records: Iterable[Record]) -> None:
         """Take in further records."""
         for record in records:
+            if isinstance(record, Committed | Cleared | Finished):
+                self.barren_claims = 0
             match record:
                 case Started():
                     self.started = record
                 case Intended():
                     self.intended[record.task] = record
+                case Cleared():
+                    self.intended.pop(record.task, None)
+                    self.cleared[record.task] = record
                 case Committed() if record.resumable:
                     self.committed[record.task] = record
                 case Committed():
@@ -239,9 +282,14 @@ class History:
                     self.finished = record
 
     def reopen(self) -> None:
-        """Take in a claim: it runs a failed workflow again, and leaves a successful one alone."""
-        if self.finished is not None and self.finished.status is Status.FAILED:
+        """Take in a claim: it runs again what has not succeeded, and leaves a successful workflow alone."""
+        self.barren_claims += 1
+        if self.finished is not None and self.finished.status is not Status.SUCCESSFUL:
             self.finished = None
+
+    def in_doubt(self, task: str) -> bool:
+        """Whether an effect of the task was announced and nothing says what became of it."""
+        return task in self.intended and task not in self.committed
 
     def records(self) -> list[Record]:
         """Return records that amount to this history: what a fold repeats."""
@@ -249,6 +297,7 @@ class History:
         tail: list[Record] = [] if self.finished is None else [self.finished]
         middle: list[Record] = [
             *self.retired.values(),
+            *self.cleared.values(),
             *self.intended.values(),
             *self.committed.values(),
             *self.snapshots.values(),
@@ -260,22 +309,14 @@ class History:
         records = [*self.committed.values(), *self.snapshots.values()]
         return {blob.name for record in records for blob in record.blobs}
 
-    def newest_states(self) -> dict[str, Committed]:
-        """Return, by actor, the newest record that holds its state; calls commit in their order."""
-        return {
-            record.actor: record
-            for record in self.committed.values()
-            if record.actor is not None and record.state is not None
-        }
-
     def retire(self, retired: Retired) -> list[Committed]:
         """Drop the iterations up to ``retired`` and return the records dropped.
 
         What later iterations stand on stays: the last carry, and each actor's newest state.
         """
-        kept = {retired.carry, *(record.task for record in self.newest_states().values())}
+        kept = {retired.carry, *(record.task for record in newest_states(self.committed).values())}
 
-        def leaves(record: Committed | Intended) -> bool:
+        def leaves(record: Committed | Intended | Cleared) -> bool:
             return record.loop == retired.loop and record.iteration <= retired.iteration and record.task not in kept
 
         dropped = [record for record in self.committed.values() if leaves(record)]
@@ -283,5 +324,13 @@ class History:
         self.committed = {task: record for task, record in self.committed.items() if not leaves(record)}
         self.snapshots = {task: record for task, record in self.snapshots.items() if not leaves(record)}
         self.intended = {task: record for task, record in self.intended.items() if not leaves(record)}
+        self.cleared = {task: record for task, record in self.cleared.items() if not leaves(record)}
         self.retired[retired.loop] = retired
         return dropped
+
+
+def newest_states(committed: Mapping[str, Committed]) -> dict[str, Committed]:
+    """Return, by actor, the newest record that holds its state; calls commit in their order."""
+    return {
+        record.actor: record for record in committed.values() if record.actor is not None and record.state is not None
+    }

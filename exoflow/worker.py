@@ -11,28 +11,48 @@ import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
+import os
+import random
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exoflow.blobs import INLINE_BYTES, Blobs, object_key
+from exoflow.blobs import Blobs, object_key
 from exoflow.code import CodeRef
-from exoflow.codec import Blob, Encoded, decode, encode, fill
+from exoflow.codec import Blob, Encoded, References, decode, fill
 from exoflow.dag import Node, Stop
-from exoflow.errors import StorageUnavailable
-from exoflow.messages import Keep, Live, Report, Submit
+from exoflow.effects import Done, NotDone, Unknown, Verdict
+from exoflow.errors import CorruptRecord, EffectNotDone, StorageUnavailable
+from exoflow.journal import newest_generation
+from exoflow.messages import Live, Purpose, Report, Submit
 from exoflow.plan import ActorSpec
 from exoflow.records import Value
+from exoflow.steps import drive
 from exoflow.storage import Store, open_store
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """The body raised; ``error`` is the traceback as text."""
+    """The body raised.
+
+    ``error`` is the traceback as text; ``not_done`` says that it was `EffectNotDone`, ``input_lost`` that data
+    behind a reference was gone.
+    """
 
     error: str
+    not_done: bool = False
+    input_lost: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settlement:
+    """A rollback or resolve function has returned; ``report`` holds the output of an effect that is DONE."""
+
+    verdict: Verdict
+    report: Report | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +60,7 @@ class Refusal:
     """The body was not run."""
 
 
-Outcome = Report | Failure | Refusal
+Outcome = Report | Failure | Refusal | Settlement
 
 
 _NO_ARGS = Encoded("json", b"[[],{}]")
@@ -75,7 +95,7 @@ class Job:
     attempt: int
     iteration: int
     key: str
-    keep: Keep
+    keep: bool
     args: Encoded
     inputs: tuple[LiveInput | StoredInput, ...]
     code: CodeRef | None = None
@@ -83,6 +103,12 @@ class Job:
     expects: str = ""
     leaves: str = ""
     capture: bool = False
+    purpose: Purpose = Purpose.BODY
+    intended_at: float | None = None
+    timeout: float | None = None
+    catches: bool = False
+    last: bool = True
+    generation: int | None = None
 
 
 def live_inputs(order: Submit) -> list[Live]:
@@ -90,14 +116,21 @@ def live_inputs(order: Submit) -> list[Live]:
     return [source.value for source in order.sources if isinstance(source.value, Live)]
 
 
-def make_job(order: Submit, workflow_id: str, store_uri: str, members: Sequence[int | None]) -> Job:
-    """Turn a submission into what travels; ``members`` says how many values each live input is."""
+def make_job(
+    order: Submit, workflow_id: str, store_uri: str, members: Sequence[int | None], generation: int | None = None
+) -> Job:
+    """Turn a submission into what travels.
+
+    ``members`` says how many values each live input is; ``generation`` is the owner's, for effects: none
+    begins once another owner is there.
+    """
     counts = iter(members)
     inputs = tuple(
         LiveInput(next(counts), source.after_loop) if isinstance(source.value, Live) else StoredInput(source.value)
         for source in order.sources
     )
     spec, call = order.spec, order.call
+    code = {Purpose.BODY: spec.code, Purpose.RESOLVE: spec.options.resolve, Purpose.ROLLBACK: spec.options.rollback}
     return Job(
         workflow_id,
         store_uri,
@@ -108,11 +141,17 @@ def make_job(order: Submit, workflow_id: str, store_uri: str, members: Sequence[
         order.keep,
         spec.args,
         inputs,
-        spec.code,
+        code[order.purpose],
         spec.method,
         "" if call is None else call.expects,
         "" if call is None else call.leaves,
         call is not None and call.snapshot,
+        order.purpose,
+        None if order.intent is None else order.intent.at,
+        spec.options.timeout,
+        spec.options.catch_exceptions,
+        order.last,
+        generation if spec.options.external else None,
     )
 
 
@@ -148,7 +187,20 @@ class Context:
         self.members = members
         self._blobs = blobs
         self._exchange = exchange
+        self._now = time.time() if job.intended_at is None else job.intended_at
+        self._seed = job.key if job.intended_at is not None else None
+        self._random: random.Random | None = None
         self.checkpoint_requested = False
+
+    def now(self) -> float:
+        """Return Unix seconds: of an external task's intent, the same on every attempt; else of this attempt."""
+        return self._now
+
+    def random(self) -> random.Random:
+        """Return a generator of random numbers; an external task gets the same numbers on every attempt."""
+        if self._random is None:
+            self._random = random.Random(self._seed)
+        return self._random
 
     def write_blob(self, data: bytes, suffix: str = "") -> Blob:
         """Make bytes durable and return a handle for use in outputs and actor states."""
@@ -227,9 +279,16 @@ def store_at(uri: str) -> Store:
     return _stores[uri]
 
 
-def run_task(job: Job, values: Sequence[Any], store: Store | None = None) -> tuple[Any, Outcome]:
+def run_task(
+    job: Job, values: Sequence[Any], store: Store | None = None, references: References | None = None
+) -> tuple[Any, Outcome]:
     """Run one attempt of a task; return its value for consumers and its outcome for the controller."""
-    blobs = Blobs(store or store_at(job.store_uri), job.workflow_id)
+    store = store or store_at(job.store_uri)
+    if _outlived(job, store):
+        return Unavailable(), Refusal()
+    blobs = Blobs(store, job.workflow_id, references)
+    if job.purpose is not Purpose.BODY:
+        return Unavailable(), _run_cure(job, blobs)
     started_at = time.time()
     try:
         arguments = _arguments(job, values, blobs)
@@ -237,26 +296,89 @@ def run_task(job: Job, values: Sequence[Any], store: Store | None = None) -> tup
             return Unavailable(), Refusal()
         assert job.code is not None
         args, kwargs = arguments
-        with _running(Context(job, blobs)):
+        with _running(Context(job, blobs)), _deadline(job.timeout):
             value = job.code.load()(*args, **kwargs)
-        return _reported(job, value, blobs, started_at)
-    except Exception:
-        return Unavailable(), Failure(traceback.format_exc(limit=-20))
+        return _reported(job, _with_error(value, None) if job.catches else value, blobs, started_at)
+    except Exception as error:
+        failure = _failure(error, blobs)
+        if failure.input_lost:
+            return Unavailable(), failure
+        if job.catches and job.last and (job.intended_at is None or failure.not_done):
+            return _reported(job, _with_error(None, error), blobs, started_at)
+        return Unavailable(), failure
 
 
-def persist_output(workflow_id: str, store_uri: str, value: Any, store: Store | None = None) -> Value | Failure:
+def _outlived(job: Job, store: Store) -> bool:
+    """Whether an effect was ordered by an owner that has been replaced.
+
+    The owner looks too, but may be stopped for long between looking and ordering; where the work runs, the
+    order and the look are next to each other.
+    """
+    return job.generation is not None and drive(newest_generation(job.workflow_id), store) != job.generation
+
+
+def _with_error(value: Any, error: Exception | None) -> Any:
+    """Return what ``catch_exceptions`` makes of an outcome."""
+    return Stop((value.value, error)) if isinstance(value, Stop) else (value, error)
+
+
+def _failure(error: Exception, blobs: Blobs) -> Failure:
+    lost = blobs.references is not None and isinstance(error, blobs.references.lost)
+    return Failure(traceback.format_exc(limit=-20), isinstance(error, EffectNotDone), lost)
+
+
+def _run_cure(job: Job, blobs: Blobs) -> Settlement | Failure:
+    """Run a rollback or resolve function."""
+    started_at = time.time()
+    try:
+        assert job.code is not None
+        with _running(Context(job, blobs)), _deadline(job.timeout):
+            if job.purpose is Purpose.ROLLBACK:
+                job.code.load()(None, job.key)
+                return Settlement(Verdict.UNDONE)
+            found = job.code.load()(job.key)
+        match found:
+            case Done():
+                output, stop = blobs.durable(_plain(found.value)), isinstance(found.value, Stop)
+                report = Report(output, stop=stop, started_at=started_at, finished_at=time.time())
+                return Settlement(Verdict.DONE, report)
+            case NotDone():
+                return Settlement(Verdict.NOT_DONE)
+            case Unknown():
+                return Settlement(Verdict.UNKNOWN)
+        message = f"resolve must return exoflow.Done(value), NotDone() or Unknown(), got {found!r}"
+        raise TypeError(message)
+    except Exception as error:
+        return _failure(error, blobs)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """End the process if the block takes longer: nothing else stops a body for certain, whatever it does."""
+    if seconds is None:
+        yield
+        return
+    watchdog = threading.Timer(seconds, os._exit, [1])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+def persist_output(value: Any, blobs: Blobs) -> Value | Failure:
     """Make the value of a finished attempt durable."""
-    blobs = Blobs(store or store_at(store_uri), workflow_id)
-    return _durable_or_failure(lambda: blobs.durable(encode(_plain(value))))
+    return _durable_or_failure(lambda: blobs.durable(_plain(value)), blobs)
 
 
-def _durable_or_failure(make: Callable[[], Value]) -> Value | Failure:
+def _durable_or_failure(make: Callable[[], Value], blobs: Blobs) -> Value | Failure:
     try:
         return make()
     except StorageUnavailable as error:
         return Failure(str(error))
-    except Exception:
-        return Failure(traceback.format_exc(limit=-20))
+    except Exception as error:
+        return _failure(error, blobs)
 
 
 def _plain(value: Any) -> Any:
@@ -289,11 +411,7 @@ def _reported(
     if isinstance(plain, Node):
         message = f"{job.task} returned a bound task; a task returns values"
         raise TypeError(message)
-    output: Value | None = None
-    if job.keep is not Keep.NONE:
-        encoded = encode(plain)
-        if len(encoded.data) <= INLINE_BYTES or job.keep is Keep.ALL:
-            output = blobs.durable(encoded)
+    output = blobs.small(plain) if job.keep else None
     stop = isinstance(value, Stop)
     return value, Report(output, None, stop, wants_checkpoint, started_at, time.time())
 
@@ -310,8 +428,10 @@ class Member:
         restore: Value | None,
         exchange: Exchange | None,
         defer: Callable[[Callable[[], Value]], concurrent.futures.Future[Value]] | None = None,
+        references: References | None = None,
     ) -> None:
-        self.blobs = Blobs(store, workflow_id)
+        self.blobs = Blobs(store, workflow_id, references)
+        self._store = store
         self._workflow_id = workflow_id
         self._spec = spec
         self._index = index
@@ -324,25 +444,32 @@ class Member:
         self._defer = defer
         self.token = "" if restore is None else "restored"
 
-    def start(self) -> None:
-        """Make the user's object and restore it; an error is kept for the first call to report."""
+    def start(self) -> str | None:
+        """Make the user's object and restore it; return what is wrong with the stored state, if that is damaged.
+
+        Any other error is kept for the first call to report.
+        """
         try:
             args, kwargs = decode(self._spec.args)
             with _running(self._context("start")):
                 self._object = self._spec.code.load()(*args, **kwargs)
                 if self._restore is not None:
                     self._object.restore(self.blobs.load(self._restore))
+        except CorruptRecord as error:
+            self._failed = True
+            return str(error)
         except Exception:
             self._start_error = f"{self._spec.id} could not be started\n{traceback.format_exc(limit=-20)}"
+        return None
 
     def _context(self, purpose: str) -> Context:
-        job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", Keep.NONE, _NO_ARGS, ())
+        job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", False, _NO_ARGS, ())
         return Context(job, self.blobs, self._index, self._spec.members, self._exchange)
 
     def call(self, job: Job, values: Sequence[Any]) -> tuple[Any, Outcome]:
         """Run one call; the caller has made sure that ``job.expects`` is this member's token."""
         started_at = time.time()
-        if self._failed:
+        if self._failed or _outlived(job, self._store):
             return Unavailable(), Refusal()
         try:
             self._raise_start_error()
@@ -351,7 +478,7 @@ class Member:
                 return Unavailable(), Refusal()
             args, kwargs = arguments
             ctx = Context(job, self.blobs, self._index, self._spec.members, self._exchange)
-            with _running(ctx):
+            with _running(ctx), _deadline(job.timeout):
                 method = getattr(self._object, job.method or "")
                 value = method(*args, **kwargs)
                 state = None
@@ -360,30 +487,30 @@ class Member:
             if job.leaves:
                 self.token = job.leaves
             answer = _reported(job, value, self.blobs, started_at, wants_checkpoint=ctx.checkpoint_requested)
-        except Exception:
+        except Exception as error:
             # Half a call may have changed the object, so no later call may use it.
             self._failed = self._spec.durable
-            return Unavailable(), Failure(traceback.format_exc(limit=-20))
+            return Unavailable(), _failure(error, self.blobs)
         report = answer[1]
         assert isinstance(report, Report)
         return value, dataclasses.replace(report, state=state)
 
     def persist(self, attempt: int) -> Value | Failure:
         """Make durable the state that a call captured."""
-        return _durable_or_failure(self._captured.pop(attempt))
+        return _durable_or_failure(self._captured.pop(attempt), self.blobs)
 
     def _capture(self, attempt: int) -> Value | None:
         """Capture the state; return it if it is small, else let it become durable behind the call."""
         captured = self._object.capture()
         persist = getattr(self._object, "persist", None)
         if persist is None and self._spec.members == 1:
-            encoded = encode(captured)
-            if len(encoded.data) <= INLINE_BYTES:
-                return Value.inline(encoded)
+            small = self.blobs.small(captured)
+            if small is not None:
+                return small
 
         def make_durable() -> Value:
             with _running(self._context("persist")):
-                return self.blobs.durable(encode(captured if persist is None else persist(captured)))
+                return self.blobs.durable(captured if persist is None else persist(captured))
 
         # Begun here and not when it is asked for, so that snapshots become durable in the order of calls.
         self._captured[attempt] = make_durable if self._defer is None else self._defer(make_durable).result

@@ -18,6 +18,8 @@ from typing import Any
 import click
 
 import exoflow
+from exoflow.storage.location import as_options
+from exoflow.storage.option import store_option
 from graph_stream.config import CHECKPOINTS, RunConfig
 from graph_stream.errors import GraphStreamError
 from graph_stream.progress import Meter
@@ -34,7 +36,7 @@ class _Option(click.Option):
         return os.environ.get(f"{ctx.auto_envvar_prefix}_{self.opts[0].lstrip('-').replace('-', '_').upper()}") or None
 
 
-_store = click.option("--store", required=True, metavar="DIR", help="Folder that keeps the runs.")
+_store = store_option("What keeps the runs: a folder, or a place on S3.")
 _run_id = click.option("--run-id", required=True, metavar="ID", help="Name of the run; resumed by it.")
 _json = click.option(
     "--json", "as_json", cls=_Option, is_flag=True, help="Print one JSON object as the last line of stdout."
@@ -239,11 +241,11 @@ def _exact(
 
     opened = runs.open_run(run_id, store)
     chosen = opened.epoch_or_newest(epoch)
+    output = runs.object_path(opened, offline.output_name(chosen))
     with tempfile.TemporaryDirectory(prefix="exoflow-spark-") as scratch:
         steps = SparkSteps(Path(scratch), master)
         try:
             with runs.batch_files(opened, chosen, Path(scratch)) as inputs:
-                output = runs.object_path(opened, offline.output_name(chosen))
                 done = offline.compute_exact(steps, inputs, output, uuid.uuid4().hex, opened.config)
         finally:
             steps.close()
@@ -305,7 +307,7 @@ def _running(run_id: str, store: str, as_json: bool) -> Iterator[Meter]:
     from graph_stream import runs
 
     meter = Meter(sys.stderr)
-    resume_command = f"graph-stream resume --run-id {run_id} --store {store}"
+    resume_command = f"graph-stream resume --run-id {run_id} {as_options(store)}"
     signal.signal(signal.SIGTERM, _interrupt)
     error: str | None = None
     code = 0
@@ -314,7 +316,7 @@ def _running(run_id: str, store: str, as_json: bool) -> Iterator[Meter]:
     except KeyboardInterrupt:
         error, code = "interrupted", EXIT_INTERRUPTED
     except exoflow.WorkflowNotFound as caught:
-        message = f"{caught}; see 'exoflow ls --store {store}'"
+        message = f"{caught}; see: exoflow ls {as_options(store)}"
         raise _Failure(message, EXIT_USAGE) from caught
     except (exoflow.ExoflowError, GraphStreamError, IngestError) as caught:
         error, code = explain(caught), exit_code(caught)

@@ -23,6 +23,7 @@ from typing import Any
 import exoflow
 from exoflow.controller import Observer
 from exoflow.dag import CallNode, Node
+from exoflow.storage.location import S3_SCHEME, as_options
 from graph_stream import ledger, offline
 from graph_stream.config import RunConfig
 from graph_stream.epoch import EpochResult, combine
@@ -32,6 +33,8 @@ from graph_stream.reader import Reader
 from ingest import Source, SourceError, open_source
 
 MAX_IN_FLIGHT = 4
+# A newer version of this application may go on with an older one's run: what both write has format versions.
+ON_CHANGE = "continue"
 LOOP = "epochs"
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -117,18 +120,19 @@ class Pipeline:
         ------
         ConfigError
             When the id belongs to a run with other options; names each. Of a new run, when a source cannot be
-            opened; nothing is written then.
+            opened, or when it has batches and its store is no local folder; nothing is written then.
         exoflow.ExoflowError
             See `exoflow.run`.
         """
         recorded = recorded_config(run_id, store)
         if recorded is None:
+            self._check_batches(store)
             self._check_sources()
         elif recorded != self.config:
             lines = "\n  ".join(recorded.difference(self.config))
             message = (
                 f"run {run_id!r} exists with other options (recorded -> given):\n  {lines}\n"
-                f"resume it as it is (graph-stream resume --run-id {run_id} --store {store}), or choose another id"
+                f"resume it as it is (graph-stream resume --run-id {run_id} {as_options(store)}), or choose another id"
             )
             raise ConfigError(message)
         result: dict[str, Any] = exoflow.run(
@@ -137,9 +141,15 @@ class Pipeline:
             store=store,
             metadata={"config": self.config.to_json()},
             take_over=take_over,
+            on_change=ON_CHANGE,
             observer=_observer(progress),
         )
         return result
+
+    def _check_batches(self, store: str) -> None:
+        if self.config.batch_every is not None and store.startswith(S3_SCHEME):
+            message = f"batches need a store in a local folder, not {store}; run without --batch-every there"
+            raise ConfigError(message)
 
     def _check_sources(self) -> None:
         try:
@@ -163,6 +173,7 @@ def resume(
         store=store,
         replicas=None if partitions is None else {"partitions": partitions},
         take_over=take_over,
+        on_change=ON_CHANGE,
         observer=_observer(progress),
     )
     return result

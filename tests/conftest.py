@@ -24,8 +24,9 @@ def ray_cluster() -> Iterator[None]:
 
     from exoflow.executor import ensure_ray
 
+    others = psutil.Process().children(recursive=True)
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
-    processes = psutil.Process().children(recursive=True)
+    processes = [process for process in psutil.Process().children(recursive=True) if process not in others]
     yield
     ray.shutdown()
     _, left = psutil.wait_procs(processes, timeout=20)

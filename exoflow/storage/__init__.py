@@ -6,6 +6,7 @@ from typing import Protocol
 
 from exoflow.errors import DefinitionError
 from exoflow.storage.local import LocalStore
+from exoflow.storage.location import S3_SCHEME, S3Location
 from exoflow.storage.memory import MemoryStore
 
 __all__ = ["LocalStore", "MemoryStore", "Store", "open_store"]
@@ -37,22 +38,36 @@ class Store(Protocol):
 
 
 def open_store(uri: str, *, create: bool = True) -> Store:
-    """Open the store that ``uri`` names: a local folder, as a path or ``file://``.
+    """Open the store that ``uri`` names.
 
-    With ``create`` a missing folder is made and a probe is written; without, nothing is written, and a
-    missing folder is an empty store.
+    Parameters
+    ----------
+    uri : str
+        A local folder, as a path or ``file://PATH``; or ``s3://BUCKET/PREFIX``, where ``?endpoint=URL`` may
+        name a server other than Amazon's.
+    create : bool
+        Make a missing folder, and probe the store unless that was done lately; without, nothing is written,
+        and a missing folder is an empty store. Buckets are never made.
 
     Raises
     ------
     DefinitionError
-        On a scheme that is not known.
+        On a URI that names no store; on S3, when boto3 is not installed.
     StorageUnavailable
-        When the folder cannot be written, or its file system lacks hard links.
+        When the store cannot be reached or written, or fails the probe.
     """
+    if uri.startswith(S3_SCHEME):
+        location = S3Location.parse(uri)
+        try:
+            from exoflow.storage.s3 import S3Store
+        except ModuleNotFoundError as error:
+            message = f"a store on S3 needs {error.name}; install it with: pip install 'exoflow[s3]'"
+            raise DefinitionError(message) from error
+        return S3Store(location, create=create)
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return LocalStore(uri, create=create)
     if scheme == "file":
         return LocalStore(rest, create=create)
-    message = f"cannot open a store at {uri!r}: known are a local folder (a path or file://PATH)"
+    message = f"cannot open a store at {uri!r}: known are a local folder (a path or file://PATH) and s3://BUCKET/PREFIX"
     raise DefinitionError(message)

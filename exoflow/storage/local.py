@@ -2,7 +2,7 @@
 
 A write goes to a temporary file that is fsynced, then takes its name: by hard link where the name must be
 new (a link fails if the name exists; a rename would overwrite), by rename where it may replace. The folder
-is fsynced after, for a name is durable only then.
+is fsynced after, for a name is durable only then. Opening tries all three, and that only one link wins.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exoflow.errors import StorageUnavailable
+from exoflow.storage.probe import FOLDER as PROBE_FOLDER
+from exoflow.storage.probe import require_one_winner
 
 _TEMPORARY = ".tmp"
+_OWN = (_TEMPORARY, PROBE_FOLDER)
 _LEFTOVER_SECONDS = 24 * 3600
 
 
@@ -26,7 +29,7 @@ class LocalStore:
     Raises
     ------
     StorageUnavailable
-        From every verb: on any error of the file system but absence. When opened: if a probe write fails.
+        From every verb: on any error of the file system but absence. When opened: if it fails the probe.
     """
 
     def __init__(self, root: str | Path, *, create: bool = True) -> None:
@@ -76,8 +79,9 @@ class LocalStore:
             start = self.path(prefix)
             found = []
             for folder, folders, names in os.walk(start, onerror=_raise_unless_absent):
-                folders[:] = [name for name in folders if name != _TEMPORARY]
                 relative = Path(folder).relative_to(self.root)
+                if relative == Path():
+                    folders[:] = [name for name in folders if name not in _OWN]
                 found += [str(relative / name) for name in names]
             return sorted(found)
         raise AssertionError
@@ -119,8 +123,16 @@ class LocalStore:
 
     def _probe(self) -> None:
         key = f"{_TEMPORARY}/probe-{uuid.uuid4().hex}"
-        self.put_if_absent(key, b"probe")
+        try:
+            self.put_if_absent(key, b"probe")
+        except StorageUnavailable as error:
+            message = f"{self.root} must take files, hard links and fsync of folders, and does not: {error}"
+            raise StorageUnavailable(key, message) from error
         self.delete(key)
+        # The folder itself, for a copy of it may lie on another file system.
+        with self._reported("open", ""):
+            folder = self.root.stat()
+        require_one_winner(self, f"device {folder.st_dev} folder {folder.st_ino}")
 
     def _remove_leftovers(self) -> None:
         oldest = time.time() - _LEFTOVER_SECONDS

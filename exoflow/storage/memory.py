@@ -32,7 +32,7 @@ class MemoryStore:
 
     def list(self, prefix: str) -> list[str]:
         """Return the keys below the folder ``prefix``, sorted."""
-        folder = prefix.rstrip("/") + "/"
+        folder = f"{prefix.rstrip('/')}/" if prefix else ""
         return sorted(key for key in self.objects if key.startswith(folder))
 
     def delete(self, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -79,7 +80,7 @@ class Command:
             stdout=self._out,
             stderr=write,
             start_new_session=True,
-            preexec_fn=prepare,
+            preexec_fn=functools.partial(_begin, prepare),
         )
         os.close(write)
         self._err = bytearray()
@@ -159,6 +160,13 @@ class Command:
             # Reading from a terminal whose other side is closed is an error, from a pipe an empty read.
             while data := stream.read(4096):
                 self._err += data
+
+
+def _begin(prepare: Callable[[], None] | None) -> None:
+    """Be interruptible, even where the tests themselves run in the background of a shell, which are not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if prepare is not None:
+        prepare()
 
 
 def graph_stream(*arguments: object, **options: Any) -> Ended:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ class Stream:
 
     path: Path
 
-    def options(self, run_id: str, store: Path, mode: str, rate: float | None = RATE, **more: object) -> list[object]:
+    def options(
+        self, run_id: str, store: Path | str, mode: str, rate: float | None = RATE, **more: object
+    ) -> list[object]:
         """Return the options of ``graph-stream run`` over this stream."""
         given = {"run-id": run_id, "store": store, "source": self.path, "checkpoint": mode, "rate": rate}
         given |= {"epoch-edges": EPOCH_EDGES, **{name.replace("_", "-"): value for name, value in more.items()}}
@@ -53,17 +56,18 @@ class Outcome:
         return [epoch["state_hash"] for epoch in self.epochs]
 
 
-def epochs_of(run_id: str, store: Path) -> list[dict[str, Any]]:
+def epochs_of(run_id: str, store: Path | str) -> list[dict[str, Any]]:
     """Return what ``graph-stream epochs`` says."""
     ended = graph_stream("epochs", "--run-id", run_id, "--store", store, "--json").checked()
     return [json.loads(line) for line in ended.out.splitlines()]
 
 
-def outcome_of(run_id: str, store: Path) -> Outcome:
+def outcome_of(run_id: str, store: Path | str) -> Outcome:
     """Return what readers get of a run, through the commands they use."""
-    scores = store / f"{run_id}.parquet"
-    graph_stream("scores", "--run-id", run_id, "--store", store, "--out", scores).checked()
-    return Outcome(epochs_of(run_id, store), pq.read_table(scores))
+    with tempfile.TemporaryDirectory() as folder:
+        scores = Path(folder) / "scores.parquet"
+        graph_stream("scores", "--run-id", run_id, "--store", store, "--out", scores).checked()
+        return Outcome(epochs_of(run_id, store), pq.read_table(scores))
 
 
 def published(command: Command) -> int:

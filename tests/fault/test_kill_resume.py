@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ from tests.fault.crashes import (
     published,
     wait_for_moment,
 )
+from tests.integration.services import S3Server, s3_credentials, s3_service
 
 MODES = ("none", "async", "sync")
 pytestmark = pytest.mark.timeout(300)
 
 
-def crash_and_resume(stream: Stream, undisturbed: Outcome, store: Path, mode: str, seed: int) -> None:
+def crash_and_resume(stream: Stream, undisturbed: Outcome, store: Path | str, mode: str, seed: int) -> None:
     with Command("run", *stream.options("run", store, mode), terminal=True) as run:
         if mode != "none":
             run.until(lambda: published(run) > 0 and open_run("run", str(store)).newest > 0)
@@ -63,6 +65,35 @@ def crash_and_resume(stream: Stream, undisturbed: Outcome, store: Path, mode: st
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_run_resumes_to_the_undisturbed_outcome(stream, undisturbed, tmp_path, mode, seed):
     crash_and_resume(stream, undisturbed, tmp_path, mode, seed)
+
+
+@pytest.fixture
+def s3_store(tmp_path: Path) -> Iterator[str]:
+    with s3_credentials(), s3_service(tmp_path) as s3:
+        yield s3.new_store()
+
+
+def test_a_killed_run_on_s3_resumes_to_the_undisturbed_outcome(stream, undisturbed, s3_store):
+    crash_and_resume(stream, undisturbed, s3_store, "async", seed=1)
+
+
+def test_a_run_whose_s3_server_is_killed_goes_on_or_says_why_and_can_be_resumed(stream, undisturbed, tmp_path):
+    with s3_credentials(), S3Server(tmp_path) as server:
+        store = server.s3.new_store()
+        with Command("run", *stream.options("run", store, "async"), terminal=True) as run:
+            for epoch in (3, 12, 21):
+                run.until(lambda epoch=epoch: published(run) >= epoch)
+                server.kill()
+                server.start()
+            ended = run.end()
+        # The pauses between tries are random, so some runs outlast an outage and some do not.
+        if ended.code:
+            assert ended.code == 1
+            assert "cannot" in ended.err
+            graph_stream("resume", "--run-id", "run", "--store", store, "--json").checked()
+        outcome = outcome_of("run", store)
+    assert outcome.hashes == undisturbed.hashes
+    assert outcome.scores.equals(undisturbed.scores)
 
 
 @pytest.mark.soak

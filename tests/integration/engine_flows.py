@@ -79,6 +79,36 @@ def adder(mode: str, **options: Any) -> Any:
     return Adder.options(name="adder", checkpoint=mode, num_cpus=0, **options).bind()
 
 
+@exoflow.actor(deterministic=True)
+class Heavy:
+    """A sum whose snapshots are too large for a record."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, amount: int) -> int:
+        self.total += amount
+        return self.total
+
+    def capture(self) -> list[Any]:
+        return [self.total, "s" * BIG]
+
+    def restore(self, state: list[Any]) -> None:
+        self.total = state[0]
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def gated_last(folder: str, carry: Any, total: int, last: int, i: int) -> Any:
+    if i == last - 1 and not (Path(folder) / "gate").exists():
+        message = "the gate is closed"
+        raise RuntimeError(message)
+    return exoflow.stop(total) if i == last else total
+
+
+def wide_body(folder: str, last: int, carry: Node, i: int) -> Node:
+    return gated_last.bind(folder, carry, Heavy.options(name="heavy", num_cpus=0).bind().add.bind(i), last, i)
+
+
 @exoflow.task(deterministic=True, num_cpus=0)
 def last_of(carry: Any, total: Any, last: int, i: int) -> Any:
     return exoflow.stop(total) if i == last else total
@@ -148,6 +178,115 @@ def killable(folder: str, mode: str, last: int) -> Node:
     return exoflow.loop(functools.partial(killable_body, folder, mode, last), None, max_in_flight=3)
 
 
+def pay_body(folder: str, cut: str, amount: int) -> str:
+    """Have an effect that is seen outside, and die or fail around it the first time."""
+    ctx = exoflow.context()
+    _cut_here(folder, cut, "before")
+    note(folder, f"did {ctx.idempotency_key} {amount} {ctx.now()} {ctx.random().random()}")
+    _cut_here(folder, cut, "after")
+    return f"paid {amount}"
+
+
+def _cut_here(folder: str, cut: str, place: str) -> None:
+    how, _, where = cut.partition(" ")
+    if where != place or not once(folder, cut):
+        return
+    match how:
+        case "die":
+            os._exit(1)
+        case "raise":
+            message = "the line went dead"
+            raise ConnectionError(message)
+        case "vouch":
+            message = "refused at the door"
+            raise exoflow.EffectNotDone(message)
+        case "hang":
+            note(folder, "hangs here")
+            time.sleep(600)
+
+
+pay = exoflow.task(pay_body, external=True, name="pay", num_cpus=0)
+
+
+def take_back(folder: str, output: Any, key: str) -> None:
+    if once(folder, "take_back"):
+        message = "undoing fails once too"
+        raise ConnectionError(message)
+    note(folder, f"undid {key}")
+
+
+def look_up(folder: str, key: str) -> Any:
+    for line in noted(folder):
+        word, found, *rest = line.split()
+        if word == "did" and found == key:
+            return exoflow.Done(f"paid {rest[0]}")
+    return exoflow.NotDone()
+
+
+def paying(folder: str, cure: str, cut: str) -> Node:
+    """Return a workflow with one effect; ``cure`` is what its annotations offer when it is cut off."""
+    options: dict[str, Any] = {
+        "idempotent": {"idempotent": True, "retries": 1},
+        "rollback": {"rollback": functools.partial(take_back, folder), "retries": 1},
+        "resolve": {"resolve": functools.partial(look_up, folder), "retries": 1},
+        "nothing": {},
+    }[cure]
+    return shown.bind(pay.options(backoff=0.01, **options).bind(folder, cut, 7))
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def shown(receipt: Any) -> Any:
+    return receipt
+
+
+def effective(folder: str | Path) -> dict[str, list[str]]:
+    """Return what was done and not undone, by key."""
+    done: dict[str, list[str]] = {}
+    for line in noted(folder):
+        word, key, *what = line.split()
+        if word == "did":
+            done.setdefault(key, []).append(" ".join(what))
+        elif word == "undid":
+            done.pop(key, None)
+    return done
+
+
+def pay_program(store: str, folder: str, cure: str) -> None:
+    """Pay as a process of its own, and hang in the middle."""
+    from exoflow.executor import ensure_ray
+
+    ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
+    exoflow.run(paying(folder, cure, "hang after"), workflow_id="w", store=store, lease_seconds=1.0)
+
+
+@exoflow.task(num_cpus=0, deterministic=True)
+def gated(folder: str, number: int) -> int:
+    note(folder, "waits for the gate")
+    while not (Path(folder) / "gate").exists():
+        time.sleep(0.01)
+    return number
+
+
+@exoflow.task(external=True, num_cpus=0)
+def send(folder: str, number: int) -> str:
+    note(folder, f"sent {exoflow.context().idempotency_key}")
+    return "sent"
+
+
+@exoflow.task(num_cpus=0)
+def together(*receipts: str) -> list[str]:
+    return list(receipts)
+
+
+def gated_program(store: str, folder: str) -> None:
+    """Send three things once a gate is open, as a process of its own."""
+    from exoflow.executor import ensure_ray
+
+    ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
+    node = together.bind(*(send.bind(folder, gated.bind(folder, number)) for number in range(3)))
+    exoflow.run(node, workflow_id="w", store=store, lease_seconds=1.0)
+
+
 def program(store: str, workflow_id: str, folder: str, mode: str, last: str, lease: str) -> None:
     """Run the killable loop as a process of its own; says when it starts."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -162,4 +301,4 @@ def program(store: str, workflow_id: str, folder: str, mode: str, last: str, lea
 if __name__ == "__main__":
     from tests.integration import engine_flows
 
-    engine_flows.program(*sys.argv[1:])
+    getattr(engine_flows, sys.argv[1])(*sys.argv[2:])

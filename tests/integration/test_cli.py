@@ -351,18 +351,19 @@ def test_a_source_that_has_gone_stops_the_run_and_loses_nothing(call, broken, st
     assert call("run", *options(store, broken)).result["state_hash"] == whole_hash
 
 
-def test_a_damaged_blob_is_told_and_loses_nothing(call, broken, store, tmp_path, whole_hash):
-    blobs = {path: path.read_bytes() for path in files_below(store / "workflows/r/blobs")}
-    for path, data in blobs.items():
+def test_damaged_blobs_are_told_and_what_they_held_is_computed_again(call, broken, store, tmp_path, whole_hash, caplog):
+    for path in files_below(store / "workflows/r/blobs"):
+        data = path.read_bytes()
         path.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
-    for command in (["resume", *at(store)], ["scores", *at(store), "--out", tmp_path / "scores.csv"]):
-        ended = call(*command)
-        assert ended.code == 1
-        assert re.search(r"blob workflows/r/blobs/\S+ in \S+ is damaged: .*restore it from a backup", ended.err)
+    scores = ["scores", *at(store), "--out", tmp_path / "scores.csv"]
+    ended = call(*scores)
+    assert ended.code == 1
+    assert re.search(r"blob workflows/r/blobs/\S+ in \S+ is damaged: .*restore it from a backup", ended.err)
     assert not (tmp_path / "scores.csv").exists()
-    for path, data in blobs.items():
-        path.write_bytes(data)
     assert call("resume", *at(store), "--json").result["state_hash"] == whole_hash
+    assert "is damaged, going back" in caplog.text
+    assert call(*scores).code == 0
+    assert call(*scores, "--epoch", 1).code == 1
 
 
 def test_a_missing_blob_is_told(call, broken, store, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import exoflow
-from exoflow.journal import journal_folder
+from exoflow.journal import journal_folder, read_journal
 from exoflow.storage import LocalStore
 from tests.integration import engine_flows as flows
 
@@ -359,3 +359,58 @@ def until(ready: Any, seconds: float = 30.0) -> None:
     while not ready():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+# --- damaged snapshots --------------------------------------------------------------------------------------
+
+
+def damage(store: str, blob: exoflow.Blob) -> None:
+    path = Path(store) / "workflows/w/blobs" / blob.name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def states_of(store: str) -> list[exoflow.Blob]:
+    """Return the blobs of the snapshots in the journal, oldest first."""
+    committed = read_journal(LocalStore(store), "w").history.committed.values()
+    return [record.state.blob for record in committed if record.state is not None and record.state.blob is not None]
+
+
+def stopped_in_the_middle(store: str, folder: Path, last: int = 6) -> None:
+    """Commit some iterations of a loop over an actor with large states, then fail."""
+    with pytest.raises(exoflow.TaskFailed, match="the gate is closed"):
+        run(exoflow.loop(functools.partial(flows.wide_body, str(folder), last), 0, max_in_flight=2), store)
+
+
+def test_a_damaged_newest_snapshot_falls_back_to_an_older_one_and_says_so(store, tmp_path, caplog):
+    stopped_in_the_middle(store, tmp_path)
+    states = states_of(store)
+    assert len(states) >= 3
+    for blob in states[-2:]:
+        damage(store, blob)
+    (tmp_path / "gate").touch()
+    assert exoflow.resume("w", store=store) == sum(range(1, 7))
+    assert caplog.text.count("is damaged, going back") == 2
+
+
+def test_when_every_snapshot_is_damaged_the_calls_are_made_again_from_the_start(store, tmp_path):
+    stopped_in_the_middle(store, tmp_path)
+    for blob in states_of(store):
+        damage(store, blob)
+    (tmp_path / "gate").touch()
+    assert exoflow.resume("w", store=store) == sum(range(1, 7))
+
+
+def test_a_damaged_snapshot_without_an_older_one_is_told_and_loses_nothing(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("exoflow.state.WorkflowState.__init__.__kwdefaults__", {"replicas": None, "fold_every": 4})
+    stopped_in_the_middle(store, tmp_path, last=12)
+    blobs = states_of(store)
+    for blob in blobs:
+        damage(store, blob)
+    (tmp_path / "gate").touch()
+    with pytest.raises(exoflow.TaskFailed, match=r"no older one is left: blob \S+ in \S+ is damaged"):
+        exoflow.resume("w", store=store)
+    for blob in blobs:
+        damage(store, blob)  # the same bit again: as it was
+    assert exoflow.resume("w", store=store) == sum(range(1, 13))

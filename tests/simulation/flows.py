@@ -1,39 +1,13 @@
-"""Workflows for the simulator, and the oracles that judge what came out of them."""
+"""A loop over a ledger, with a known answer."""
 
 from __future__ import annotations
 
-import itertools
-import random
 from typing import Any
 
 import exoflow
 from exoflow.dag import Node
-from exoflow.records import History
 
-_executions = itertools.count(1)
 MODES = ("none", "async", "sync")
-
-
-@exoflow.task(deterministic=True)
-def join(name: str, size: int, *inputs: Any) -> Any:
-    """Return a value that tells which task made it from what; ``size`` pads it past the inline limit."""
-    return [name, 0, "x" * size, list(inputs)]
-
-
-@exoflow.task
-def draw(name: str, size: int, *inputs: Any) -> Any:
-    """Return another value at every execution."""
-    return [name, next(_executions), "x" * size, list(inputs)]
-
-
-effects: dict[str, list[Any]] = {}
-
-
-@exoflow.task(external=True, idempotent=True)
-def emit(name: str, size: int, *inputs: Any) -> Any:
-    """Have an effect that is seen outside, under the key."""
-    effects.setdefault(exoflow.context().idempotency_key, []).append(list(inputs))
-    return [name, 0, "x" * size, list(inputs)]
 
 
 @exoflow.actor(deterministic=True)
@@ -54,24 +28,6 @@ class Ledger:
         self.told = told
 
 
-def random_dag(seed: int) -> Node:
-    """Return a DAG of up to nine tasks with random annotations."""
-    rng = random.Random(seed)
-    nodes: list[Node] = []
-    for number in range(rng.randint(2, 9)):
-        chosen = rng.choice((join, draw, draw, emit))
-        mode = rng.choice(MODES[1:] if chosen is emit else MODES)
-        size = rng.choice((0, 0, 100_000))
-        inputs = rng.sample(nodes, min(len(nodes), rng.randint(0, 3)))
-        node = chosen.options(checkpoint=mode, name=f"t{number}", retries=0).bind(f"t{number}", size, *inputs)
-        if nodes and rng.random() < 0.2:
-            rng.choice(nodes) >> node
-        nodes.append(node)
-    used = {id(given) for node in nodes for given in node.args}
-    loose = [node for node in nodes[:-1] if id(node) not in used]
-    return join.options(checkpoint=rng.choice(MODES)).bind("root", 0, nodes[-1], *loose)
-
-
 @exoflow.task(deterministic=True)
 def step(carry: list[Any], told: list[Any], last: int) -> Any:
     """Return the carry of an iteration: how much was told so far, iteration by iteration."""
@@ -88,7 +44,6 @@ def item(number: int, carry: Any) -> Any:
 @exoflow.task(external=True, idempotent=True, checkpoint="async")
 def audit(number: int, told: list[Any]) -> int:
     """A branch: an effect that later iterations do not wait for."""
-    effects.setdefault(exoflow.context().idempotency_key, []).append([number, told])
     return number
 
 
@@ -128,18 +83,3 @@ def body(mode: str, last: int, snapshot_every: int, audit_every: int, carry: Nod
 def expected_carry(last: int) -> list[Any]:
     """What a loop over a ledger must come to."""
     return [[i, [i, 0]] for i in range(1, last + 1)]
-
-
-def assert_one_value_per_task(value: Any, seen: dict[str, Any]) -> None:
-    """Assert that a task shows the same value wherever it appears; ``seen`` collects across calls."""
-    if isinstance(value, list) and len(value) == 4 and isinstance(value[0], str):
-        name, stamp = value[0], value[1]
-        assert seen.setdefault(name, stamp) == stamp, f"{name} was seen as {seen[name]} and as {stamp}"
-        for given in value[3]:
-            assert_one_value_per_task(given, seen)
-
-
-def assert_nothing_past_the_end(history: History, last: int) -> None:
-    """Assert that no iteration after the one that ended its loop has left a record or an effect."""
-    for record in (*history.committed.values(), *history.snapshots.values(), *history.intended.values()):
-        assert record.iteration <= last, f"{record.task} lies past the end of its loop"

@@ -1,35 +1,34 @@
-"""Every rule of the engine broken on purpose: the simulator's oracles must notice within LIMIT runs.
+"""Every rule of the engine broken on purpose: random lives must notice within a stated number of runs.
 
 The planted cores switch `check_invariants` off, so that what catches them is what a user would see.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-import exoflow
-from exoflow.dag import Node
-from exoflow.messages import Collect, Instruction, StartActor, StopActor, Submit
-from exoflow.plan import Plan, TaskSpec, build
-from exoflow.records import Status
+from exoflow.blobs import blob_folder
+from exoflow.codec import encode
+from exoflow.collection import sweep
+from exoflow.effects import Cure, cure_of, effect_key
+from exoflow.errors import Fenced, StorageUnavailable, WorkflowNotFound
+from exoflow.journal import Owner as OwnerName
+from exoflow.journal import Tenure, journal_folder, number_of, read_steps
+from exoflow.messages import Append, Archive, Collect, Purpose, StartActor
+from exoflow.plan import TaskSpec
+from exoflow.progress import Durability, Phase, TaskState
+from exoflow.records import History, Intended, Record, Started, Value
 from exoflow.recovery import Action
-from exoflow.state import Durability, TaskState, WorkflowState
-from exoflow.testing import Crashed, Faults, Simulation, crash_states
-from tests.simulation import flows
-
-LIMIT = 200
-LAST = 6
-Simulate = Callable[..., Simulation]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_effects():
-    flows.effects.clear()
+from exoflow.state import WorkflowState
+from exoflow.steps import Delete, List, PutIfAbsent, Steps
+from exoflow.testing import WORKFLOW_ID, Faults, Life, Owner, Setting
+from exoflow.testing.workers import Attempt, View, Workers
+from exoflow.testing.workflows import random_plan
+from exoflow.worker import Member
 
 
 class Unchecked(WorkflowState):
@@ -39,16 +38,13 @@ class Unchecked(WorkflowState):
         pass
 
 
-# --- the bugs -----------------------------------------------------------------------------------------------
+# --- commit and prefix --------------------------------------------------------------------------------------
 
 
-class RecordBeforeBlob(Simulation):
-    def _land_then(self, writes: list[tuple[str, bytes]], after: Callable[[], None]) -> None:
-        if any("/blobs/" in key for key, _ in writes):
-            after()
-            super()._land_then(writes, lambda: None)
-        else:
-            super()._land_then(writes, after)
+class RecordBeforeBlob(Workers):
+    def _write(self, view: View, then: Callable[[StorageUnavailable | None], None]) -> None:
+        then(None)
+        super()._write(view, lambda _: None)
 
 
 class NoPrefix(Unchecked):
@@ -63,29 +59,23 @@ class CommitBeforeAncestors(Unchecked):
         return True
 
 
-class PastTheStop(Unchecked):
-    def _confirmed(self, task: TaskState) -> bool:
-        return True
+class SyncDoesNotWait(Unchecked):
+    """A workflow is successful before its own result is durable."""
+
+    def _is_result(self, task: TaskState) -> bool:
+        return False
 
 
-class EffectWithoutIntent(Unchecked):
-    def _try_start(self, task_id: str) -> None:
-        if task_id in self._tasks:
-            self._tasks[task_id].intended = True
-        super()._try_start(task_id)
+class AcknowledgedTooEarly(Owner):
+    """The core is told of an append when it begins."""
 
+    def _write(self) -> None:
+        if not self._writing and self._to_write and isinstance(self._to_write[0], Append):
+            self.world.later(self, lambda: self._appended(self.world.now))
+        super()._write()
 
-class CollectsLiveBlobs(Unchecked):
-    def _on_appended(self, at: float) -> None:
-        dead = tuple(self._collectable)
-        super()._on_appended(at)
-        self._out = [Collect(dead) if isinstance(order, Collect) else order for order in self._out]
-
-
-class NoReplay(Unchecked):
-    def _decide(self, specs: Sequence[TaskSpec], branches: set[str]) -> dict[str, Action]:
-        decided = super()._decide(specs, branches)
-        return {name: Action.DONE if each is Action.REPLAY else each for name, each in decided.items()}
+    def _written(self, order: Archive | Append | Collect, at: float | None) -> None:
+        super()._written(order, None)
 
 
 class TwoAppends(Unchecked):
@@ -94,202 +84,284 @@ class TwoAppends(Unchecked):
         super()._append_what_is_ready()
 
 
-class SurvivorsGoOn(Simulation):
+class FoldForgetsIntents(Unchecked):
+    def _append_what_is_ready(self) -> None:
+        super()._append_what_is_ready()
+        self._out = [
+            dataclasses.replace(order, records=tuple(each for each in order.records if not isinstance(each, Intended)))
+            if isinstance(order, Append) and order.fold
+            else order
+            for order in self._out
+        ]
+
+
+# --- ownership ----------------------------------------------------------------------------------------------
+
+
+class Tenured(Owner):
+    """An owner with another tenure."""
+
+    kind: type[Tenure]
+
+    def make_tenure(self, name: OwnerName, new_nonce: Callable[[], str]) -> Tenure:
+        return self.kind(WORKFLOW_ID, name, new_nonce, clock=self.clock, monotonic=self.clock)
+
+
+class CollectsClaims(Tenured):
+    class kind(Tenure):
+        def collect(self) -> Steps[None]:
+            for key in (yield List(journal_folder(WORKFLOW_ID))):
+                if number_of(key) < self.base:
+                    yield Delete(key)
+
+
+class OwnWriteTakenForAnothers(Tenured):
+    """What exists already was written by somebody else: so thinks who does not read back."""
+
+    class kind(Tenure):
+        def _write(self, kind: str, records: Sequence[Record], generation: int) -> Steps[None]:
+            steps = super()._write(kind, records, generation)
+            step = next(steps)
+            while True:
+                try:
+                    answer = yield step
+                    if isinstance(step, PutIfAbsent) and answer is False:
+                        message = "somebody else was faster"
+                        raise Fenced(WORKFLOW_ID, message)
+                    step = steps.send(answer)
+                except StorageUnavailable as error:
+                    step = steps.throw(error)
+                except StopIteration:
+                    return
+
+
+class TimeOutTakenForSuccess(Tenured):
+    """A write without an answer has landed: so thinks who does not read back."""
+
+    class kind(Tenure):
+        def _write(self, kind: str, records: Sequence[Record], generation: int) -> Steps[None]:
+            steps = super()._write(kind, records, generation)
+            step = next(steps)
+            while True:
+                try:
+                    try:
+                        answer = yield step
+                    except StorageUnavailable:
+                        answer = True
+                    step = steps.send(answer)
+                except StopIteration:
+                    return
+
+
+class ClaimNotLookedAtAgain(Tenured):
+    class kind(Tenure):
+        def claim(self, tail: Any, records: Sequence[Record] = ()) -> Steps[None]:
+            if tail is not None:
+                self._last, self._last_sha256 = tail.header, tail.sha256
+            yield from self._write("claim", records, self.generation + 1)
+
+
+class SweepsWhatCameLater(Owner):
+    """Blobs are listed after the claim instead of before it."""
+
+    def _claim(self) -> Steps[History]:
+        try:
+            tail = yield from read_steps(WORKFLOW_ID)
+        except WorkflowNotFound:
+            tail = None
+        history = History() if tail is None else tail.history
+        first: list[Record] = [Started(self.setting.plan.digest, "nonce", self.world.now)] if tail is None else []
+        yield from self.tenure.claim(tail, first)
+        history.reopen()
+        history.add(first)
+        found: list[str] = yield List(blob_folder(WORKFLOW_ID))
+        yield from sweep(WORKFLOW_ID, found, history.blobs(), self.clock)
+        return history
+
+
+# --- collection ---------------------------------------------------------------------------------------------
+
+
+class CollectsLiveBlobs(Unchecked):
+    def _on_appended(self, at: float) -> None:
+        dead = tuple(blob for record in self._history.committed.values() for blob in record.blobs)
+        super()._on_appended(at)
+        self._out = [Collect(dead) if isinstance(order, Collect) else order for order in self._out]
+
+
+class IgnoresPins(Owner):
+    def _steps(self, order: Archive | Append | Collect) -> Steps[float | None]:
+        if not isinstance(order, Collect):
+            return (yield from super()._steps(order))
+        for blob in order.blobs:
+            yield Delete(f"{blob_folder(WORKFLOW_ID)}/{blob.name}")
+        yield from self.tenure.collect()
+        return None
+
+
+# --- actors -------------------------------------------------------------------------------------------------
+
+
+class NoReplay(Unchecked):
+    def _decide(self, specs: Sequence[TaskSpec], branches: set[str]) -> dict[str, Action]:
+        decided = super()._decide(specs, branches)
+        return {name: Action.DONE if each is Action.REPLAY else each for name, each in decided.items()}
+
+
+class SurvivorsGoOn(Workers):
     """Actors that did not die keep the state they are in, although the workflow goes back."""
 
-    def _obey(self, instructions: list[Instruction]) -> None:
-        super()._obey([order for order in instructions if not isinstance(order, StopActor)])
+    def stop_actor(self, actor: str, incarnation: int) -> None:
+        pass
 
-    def _start_actor(self, order: StartActor) -> None:
-        known = self._members.get(order.spec.id)
-        super()._start_actor(order)
+    def start_actor(self, order: StartActor) -> None:
+        known = self._actors.get(order.spec.id)
+        super().start_actor(order)
         if known is not None:
-            token = self._members[order.spec.id][2].token
-            known[2].token = token
-            self._members[order.spec.id] = (order.spec, order.incarnation, known[2])
+            known.member.token = self._actors[order.spec.id].member.token
+            self._actors[order.spec.id] = dataclasses.replace(known, incarnation=order.incarnation)
+            self._look()
 
 
-class AnyCallGoes(Simulation):
+class AnyCallGoes(Workers):
     """An actor runs whatever call arrives, without asking which state the call expects."""
 
-    def _runnable(self, order: Submit, inputs: list[list[Any]]) -> bool:
-        return all(inputs) and (order.spec.actor is None or order.spec.actor in self._members)
+    def _runnable(self, attempt: Attempt) -> bool:
+        actor = attempt.order.spec.actor
+        return all(attempt.inputs) and (actor is None or actor in self._actors)
 
 
-# --- what to run, and the oracles ---------------------------------------------------------------------------
+class StaleCapture(Workers):
+    """The state is captured when it is written, and not inside the call."""
+
+    def start_actor(self, order: StartActor) -> None:
+        super().start_actor(order)
+        self._actors[order.spec.id].member.__class__ = _LateCapture
 
 
-def ledger_plan(mode: str, *, snapshot_every: int = 1, audit_every: int = 0) -> Plan:
-    body = functools.partial(flows.body, mode, LAST, snapshot_every, audit_every)
-    return build(exoflow.loop(body, [], max_in_flight=3))
+class _LateCapture(Member):
+    def _capture(self, attempt: int) -> Value | None:
+        self._captured[attempt] = lambda: self.blobs.durable(encode(self._object.capture()))
+        return None
 
 
-@exoflow.task(deterministic=True)
-def agree(carry: list[Any], left: list[Any], right: list[Any], last: int) -> Any:
-    grown = [*carry, [left, right]]
-    return exoflow.stop(grown) if len(grown) == last else grown
+# --- effects ------------------------------------------------------------------------------------------------
 
 
-def two_ledgers(mode: str, carry: Node, i: int) -> Node:
-    left = flows.Ledger.options(name="left", checkpoint=mode).bind().tell.bind(i)
-    right = flows.Ledger.options(name="right", checkpoint=mode).bind().tell.bind(i)
-    return agree.options(checkpoint=mode).bind(carry, left, right, LAST)
+class PastTheStop(Unchecked):
+    def _confirmed(self, task: TaskState) -> bool:
+        return True
 
 
-@exoflow.actor(deterministic=True)
-class Shelf:
-    """An actor whose state names blobs that earlier calls wrote, and never writes them again."""
+class EffectBeforeItsIntent(Unchecked):
+    """The body starts with the intent, and not after it."""
 
-    def __init__(self) -> None:
-        self.blobs: list[exoflow.Blob] = []
-
-    def put(self, number: int) -> list[exoflow.Blob]:
-        self.blobs = [*self.blobs, exoflow.context().write_blob(b"%d" % number)]
-        return self.blobs
-
-    def capture(self) -> list[exoflow.Blob]:
-        return list(self.blobs)
-
-    def restore(self, blobs: list[exoflow.Blob]) -> None:
-        self.blobs = blobs
+    def _try_start(self, task: TaskState) -> None:
+        super()._try_start(task)
+        if task.phase is Phase.INTENDING and task.options.external:
+            intents = [each for each in self._pending_intents if each.task == task.id]
+            self._history.intended.update({each.task: each for each in intents})
+            task.phase = Phase.WAITING
+            super()._try_start(task)
 
 
-@exoflow.task(deterministic=True)
-def length(shelf: list[exoflow.Blob], last: int) -> Any:
-    return exoflow.stop(len(shelf)) if len(shelf) == last else len(shelf)
+class EffectOnUncommittedInputs(Unchecked):
+    def _note_needs(self, spec: TaskSpec) -> None:
+        if not spec.options.external:
+            super()._note_needs(spec)
 
 
-def shelf_body(carry: Node, i: int) -> Node:
-    return length.bind(Shelf.options(name="shelf").bind().put.bind(i), LAST)
+class KeyWithoutGeneration(Unchecked):
+    def _key(self, task: TaskState) -> str:
+        assert self._history.started is not None
+        return effect_key(self._history.started.nonce, task.id, task.spec.iteration, 0)
 
 
-def judge(simulation: Simulation, expected: Any = None) -> None:
-    """Ask every oracle about a workflow that has ended."""
-    assert simulation.end is not None
-    if simulation.end.status is not Status.SUCCESSFUL:
-        assert "died" in (simulation.end.error or ""), simulation.end
-        return
-    simulation.verify()
-    result = simulation.result()
-    assert expected is None or result == expected
-    seen: dict[str, object] = {}
-    flows.assert_one_value_per_task(result, seen)
-    for told in flows.effects.values():
-        assert all(each == told[0] for each in told)
-        flows.assert_one_value_per_task(["", 0, "", told[0]], seen)
-    flows.assert_nothing_past_the_end(simulation.core.history, LAST)
+class RollbackNotAwaited(Unchecked):
+    def _submit_cure(self, task: TaskState, purpose: Purpose) -> None:
+        if purpose is Purpose.ROLLBACK:
+            self._clear(task, self._generation(task) + 1)
+        else:
+            super()._submit_cure(task, purpose)
 
 
-def through_crashes(simulate: Simulate, plan: Plan, seed: int, faults: Faults) -> Simulation:
-    objects: dict[str, bytes] = {}
-    for tenure in itertools.count():
-        simulation = simulate(plan, objects, seed=seed * 1009 + tenure, faults=faults, fold_every=3)
-        try:
-            simulation.run()
-        except Crashed:
-            objects = dict(simulation.store.objects)  # type: ignore[union-attr]
-            continue
-        return simulation
-    raise AssertionError
+class ResolveIgnored(Unchecked):
+    def _submit_cure(self, task: TaskState, purpose: Purpose) -> None:
+        if purpose is Purpose.RESOLVE:
+            self._clear(task, self._generation(task))
+        else:
+            super()._submit_cure(task, purpose)
 
 
-def dag_runs(simulate: Simulate) -> Iterator[Callable[[], None]]:
-    faults = Faults(lose_worker=0.03, crash=0.03)
-    for seed in itertools.count():
-        plan = build(flows.random_dag(seed))
-        yield lambda plan=plan, seed=seed: judge(through_crashes(simulate, plan, seed, faults))
+class RepeatedSilently(Unchecked):
+    """What has no cure is simply done again."""
+
+    def _start_cure(self, task: TaskState) -> None:
+        if cure_of(task.options) is Cure.ASK:
+            self._clear(task, self._generation(task))
+        else:
+            super()._start_cure(task)
 
 
-def loop_runs(
-    simulate: Simulate, plan: Plan, expected: Any, *, crash: float = 0.03, lose_actor: float = 0.01
-) -> Iterator[Callable[[], None]]:
-    faults = Faults(lose_actor=lose_actor, crash=crash)
-    for seed in itertools.count():
-        yield lambda seed=seed: judge(through_crashes(simulate, plan, seed, faults), expected)
+# --- the test of the tests ----------------------------------------------------------------------------------
 
-
-def crash_runs(simulate: Simulate, plan: Plan, expected: Any) -> Iterator[Callable[[], None]]:
-    """Run once, then resume from every state that a crash may leave."""
-    for seed in itertools.count():
-        first = simulate(plan, seed=seed, fold_every=3)
-
-        def begin(first: Simulation = first) -> None:
-            first.run()
-            judge(first, expected)
-
-        yield begin
-        for _, _, objects in crash_states(first.log, max_in_flight=2):
-
-            def resume(objects: dict[str, bytes] = objects, seed: int = seed) -> None:
-                again = simulate(plan, objects, seed=seed + 1, fold_every=3)
-                again.run()
-                judge(again, expected)
-
-            yield resume
-
-
-def runs_until_caught(runs: Iterator[Callable[[], None]], limit: int = LIMIT) -> int | None:
-    """Return how many runs it takes until an oracle notices; None when none does."""
-    for number, run in enumerate(itertools.islice(runs, limit), 1):
-        flows.effects.clear()
-        try:
-            run()
-        except Exception:
-            return number
-    return None
-
-
-def with_core(core: type[WorkflowState]) -> Simulate:
-    return functools.partial(Simulation, core=core)
-
-
-CARRY = flows.expected_carry(LAST)
-BOTH = [[list(range(1, i + 1))] * 2 for i in range(1, LAST + 1)]
-PLANTED: dict[str, tuple[int, Callable[[], Iterator[Callable[[], None]]]]] = {
-    "record before its blob": (60, lambda: dag_runs(RecordBeforeBlob)),
-    "prefix rule ignored": (60, lambda: dag_runs(with_core(NoPrefix))),
-    "commit before its ancestors": (100, lambda: dag_runs(with_core(CommitBeforeAncestors))),
-    "iterations past a stop": (
-        60,
-        lambda: loop_runs(with_core(PastTheStop), ledger_plan("async", audit_every=1), CARRY),
-    ),
-    "survivors not rolled back": (
-        60,
-        lambda: loop_runs(SurvivorsGoOn, build(exoflow.loop(functools.partial(two_ledgers, "async"), [])), BOTH),
-    ),
-    "calls of a state that is gone": (60, lambda: loop_runs(AnyCallGoes, ledger_plan("async"), CARRY)),
-    "effect before its intent": (20, lambda: dag_runs(with_core(EffectWithoutIntent))),
-    "live blobs collected": (
-        60,
-        lambda: loop_runs(with_core(CollectsLiveBlobs), build(exoflow.loop(shelf_body, 0)), LAST),
-    ),
-    "replay skipped": (
-        60,
-        lambda: crash_runs(with_core(NoReplay), ledger_plan("async", snapshot_every=3), CARRY),
-    ),
-    "two appends in flight": (20, lambda: dag_runs(with_core(TwoAppends))),
+# Controllers that overtake each other on a slow network, and folds that collect; for what is rare otherwise.
+CROWD = Faults(take_over=0.05, slow=0.3, pause=0.03)
+READERS = Faults(read=0.1, slow=0.2)
+PLANTED: dict[str, tuple[int, type, Faults | None]] = {
+    "record before its blob": (60, RecordBeforeBlob, None),
+    "prefix rule ignored": (40, NoPrefix, None),
+    "commit before its ancestors": (60, CommitBeforeAncestors, None),
+    "successful without a durable result": (60, SyncDoesNotWait, None),
+    "append acknowledged before it landed": (1000, AcknowledgedTooEarly, None),
+    "two appends in flight": (20, TwoAppends, None),
+    "a fold forgets intents": (300, FoldForgetsIntents, None),
+    "claim objects collected": (200, CollectsClaims, None),
+    "own write taken for another's": (60, OwnWriteTakenForAnothers, None),
+    "a time-out taken for success": (60, TimeOutTakenForSuccess, None),
+    "a stale claim not noticed": (200, ClaimNotLookedAtAgain, CROWD),
+    "blobs of a successor swept": (200, SweepsWhatCameLater, CROWD),
+    "live blobs collected": (200, CollectsLiveBlobs, None),
+    "pins ignored": (200, IgnoresPins, READERS),
+    "replay skipped": (200, NoReplay, None),
+    "survivors not rolled back": (200, SurvivorsGoOn, None),
+    "calls of a state that is gone": (60, AnyCallGoes, None),
+    "stale capture": (60, StaleCapture, None),
+    "iterations past a stop": (60, PastTheStop, None),
+    "effect before its intent": (60, EffectBeforeItsIntent, None),
+    "effect on uncommitted inputs": (60, EffectOnUncommittedInputs, None),
+    "key without rollback generation": (200, KeyWithoutGeneration, None),
+    "rollback not awaited": (200, RollbackNotAwaited, None),
+    "resolve ignored": (200, ResolveIgnored, None),
+    "an effect without a cure repeated": (200, RepeatedSilently, None),
 }
 
 
+def planted(seed: int, part: type) -> Setting:
+    """Return the workflow of a seed with one part of the engine replaced by a broken one."""
+    setting = Setting(random_plan(seed), 2, Unchecked)
+    if issubclass(part, Unchecked):
+        return dataclasses.replace(setting, core=part)
+    if issubclass(part, Workers):
+        return dataclasses.replace(setting, workers=part)
+    return dataclasses.replace(setting, owner=part)
+
+
+def runs_until_caught(part: type, limit: int, faults: Faults | None = None) -> int | None:
+    """Return how many runs it takes until an oracle notices; None when none does."""
+    for seed in range(limit):
+        try:
+            Life(seed, planted(seed, part), faults).run()
+        except Exception:
+            return seed + 1
+    return None
+
+
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_is_caught(bug):
-    limit, runs = PLANTED[bug]
-    needed = runs_until_caught(runs(), limit)
-    assert needed is not None, f"{bug}: no oracle noticed within {limit} runs"
+def test_a_planted_bug_is_caught(bug: str) -> None:
+    limit, part, faults = PLANTED[bug]
+    assert runs_until_caught(part, limit, faults) is not None, f"{bug}: no oracle noticed within {limit} runs"
 
 
-@pytest.mark.parametrize(
-    "runs",
-    [
-        pytest.param(lambda: dag_runs(with_core(Unchecked)), id="dags"),
-        pytest.param(lambda: loop_runs(Simulation, ledger_plan("async", audit_every=1), CARRY), id="audits"),
-        pytest.param(
-            lambda: loop_runs(Simulation, build(exoflow.loop(functools.partial(two_ledgers, "async"), [])), BOTH),
-            id="two-ledgers",
-        ),
-        pytest.param(lambda: loop_runs(Simulation, build(exoflow.loop(shelf_body, 0)), LAST), id="shelf"),
-        pytest.param(lambda: crash_runs(Simulation, ledger_plan("async", snapshot_every=3), CARRY), id="replay"),
-    ],
-)
-def test_the_same_oracles_have_nothing_to_say_of_the_engine_as_it_is(runs):
-    assert runs_until_caught(runs(), 25) is None
+def test_the_same_oracles_have_nothing_to_say_of_the_engine_as_it_is() -> None:
+    assert runs_until_caught(Unchecked, 200) is None

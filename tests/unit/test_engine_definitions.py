@@ -81,7 +81,9 @@ def test_resources_reach_ray():
         ({"retries": -1}, "negative"),
         ({"backoff": -0.1}, "negative"),
         ({"idempotent": True}, "external=True"),
-        ({"external": True}, "idempotent"),
+        ({"rollback": sorted}, "external=True"),
+        ({"external": True, "retries": 1}, "retries must be 0"),
+        ({"timeout": 0}, "positive number of seconds"),
         ({"external": True, "idempotent": True, "checkpoint": "none"}, "async or sync"),
     ],
 )
@@ -299,7 +301,7 @@ def every_error() -> list[errors.ExoflowError]:
 
 
 def _arguments(kind: type) -> tuple[str, ...]:
-    if issubclass(kind, errors.TaskFailed):
+    if issubclass(kind, errors.TaskFailed | errors.InDoubt):
         return ("workflow", "task", "detail")
     return ("first", "second") if issubclass(kind, errors.WorkflowError | errors.StorageError) else ("words",)
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from exoflow import journal as journal_module
 from exoflow import pins
-from exoflow.blobs import Blobs
+from exoflow.blobs import Blobs, blob_folder
 from exoflow.codec import encode
-from exoflow.controller import blob_keys, sweep
+from exoflow.collection import sweep
 from exoflow.errors import CorruptRecord, Fenced, StorageUnavailable, WorkflowNotFound, WorkflowRunning
 from exoflow.journal import (
     Header,
@@ -40,6 +40,7 @@ from exoflow.ownership import (
     wait_until_claimable,
 )
 from exoflow.records import Committed, Finished, Intended, Record, Retired, Started, Status, Value
+from exoflow.steps import drive
 from exoflow.storage import MemoryStore, Store
 
 STARTED = Started("digest", "nonce", 1.0)
@@ -83,7 +84,7 @@ records = st.lists(
 @given(records, st.data())
 def test_objects_come_back_and_every_flipped_or_missing_byte_is_noticed(given_records, data):
     header = Header("append", 3, 1, owner("x"), "n", "p", 1, 2.5)
-    raw = encode_object(header, given_records)
+    raw, _ = encode_object(header, given_records)
     back = decode_object("key", raw)
     assert (back.header, list(back.records)) == (header, given_records)
     place = data.draw(st.integers(0, len(raw) - 1))
@@ -239,6 +240,19 @@ def test_claims_are_never_collected_so_a_stale_owner_always_collides(stores):
         stale.append([committed("b")])
 
 
+def test_a_claimant_that_read_the_journal_long_ago_is_fenced_although_its_number_is_free_again(stores):
+    owning = begun(stores, "a")
+    tail = read_journal(stores, "w")
+    owning.append([committed("b")])
+    owning.append(read_journal(stores, "w").history.records(), fold=True)
+    owning.collect()
+    assert stores.get(journal_key("w", tail.header.number + 1)) is None
+    with pytest.raises(Fenced, match="went on"):
+        journal(stores, "late").claim(tail)
+    owning.append([committed("c")])
+    assert list(read_journal(stores, "w").history.committed) == ["a", "b", "c"]
+
+
 class Racing(MemoryStore):
     """Lets something happen just before a certain read."""
 
@@ -273,9 +287,9 @@ def test_a_reader_that_races_a_fold_starts_again():
 def test_a_sweep_that_comes_late_spares_what_a_successor_wrote(stores):
     blobs = Blobs(stores, "w")
     dead, live = blobs.write(b"dead"), blobs.write(b"live")
-    found = blob_keys(stores, "w")
+    found = stores.list(blob_folder("w"))
     successors = Blobs(stores, "w").write(b"live")
-    assert sweep(stores, "w", found, {live.name}) == 1
+    assert drive(sweep("w", found, {live.name}), stores) == 1
     assert blobs.read(live) == blobs.read(successors) == b"live"
     with pytest.raises(CorruptRecord, match=blobs.key(dead)):
         blobs.read(dead)
@@ -285,16 +299,16 @@ def test_a_pin_keeps_blobs_from_being_swept_and_ends_with_its_reader(stores):
     blobs = Blobs(stores, "w")
     blob = blobs.write(b"read")
     with pins.pin(stores, "w", [blob]):
-        assert sweep(stores, "w", blob_keys(stores, "w"), set()) == 0
+        assert drive(sweep("w", stores.list(blob_folder("w")), set()), stores) == 0
         assert blobs.read(blob) == b"read"
-    assert pins.pinned_blobs(stores, "w") == set()
-    assert sweep(stores, "w", blob_keys(stores, "w"), set()) == 1
+    assert drive(pins.pinned_blobs("w"), stores) == set()
+    assert drive(sweep("w", stores.list(blob_folder("w")), set()), stores) == 1
 
 
 def test_a_dead_readers_pin_runs_out(stores):
     blob = Blobs(stores, "w").write(b"read")
     with pins.pin(stores, "w", [blob], seconds=-1.0):
-        assert pins.pinned_blobs(stores, "w") == set()
+        assert drive(pins.pinned_blobs("w"), stores) == set()
         assert stores.list("workflows/w/pins") == []
 
 

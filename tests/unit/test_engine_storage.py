@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,44 +15,6 @@ from exoflow.records import Status
 from exoflow.storage import LocalStore, open_store
 from exoflow.testing import Simulation, crash_states
 from tests.simulation import flows
-
-THREADS = 16
-
-
-def test_put_get_list_delete(stores):
-    assert stores.get("a/b") is None
-    stores.put("a/b", b"1")
-    stores.put("a/c/d", b"2")
-    stores.put("ab/e", b"3")
-    stores.put("a/b", b"4")
-    assert stores.get("a/b") == b"4"
-    assert stores.list("a") == ["a/b", "a/c/d"]
-    assert stores.list("nothing") == []
-    stores.delete("a/b")
-    stores.delete("a/b")
-    assert stores.list("a") == ["a/c/d"]
-
-
-def test_an_empty_object_is_not_an_absent_one(stores):
-    assert stores.put_if_absent("a/empty", b"")
-    assert stores.get("a/empty") == b""
-    assert not stores.put_if_absent("a/empty", b"x")
-
-
-def test_exactly_one_of_many_threads_creates_a_key(stores):
-    keys = [f"folder{number % 3}/{number}" for number in range(12)]
-    barrier = threading.Barrier(THREADS)
-
-    def contend(thread: int) -> list[str]:
-        barrier.wait()
-        return [key for key in keys if stores.put_if_absent(key, f"{thread} {key}".encode())]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        won = list(pool.map(contend, range(THREADS)))
-    assert sorted(key for mine in won for key in mine) == sorted(keys)
-    for thread, mine in enumerate(won):
-        for key in mine:
-            assert stores.get(key) == f"{thread} {key}".encode()
 
 
 def test_temporary_files_are_invisible_and_do_not_get_in_the_way(tmp_path):

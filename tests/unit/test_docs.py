@@ -52,7 +52,8 @@ REFERENCE = sections((PROJECT / "docs" / "cli.md").read_text(encoding="utf-8"))
 
 def mentioned_options(text: str) -> set[str]:
     """Return the options that a text names in backticks."""
-    return {option for span in re.findall(r"`([^`]*)`", text) for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", span)}
+    spans = re.findall(r"`([^`]*)`", text)
+    return {option for span in spans for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", span)}
 
 
 def test_the_reference_has_a_section_per_command() -> None:

@@ -1,13 +1,15 @@
 """A store in a local folder: durable at return, all or nothing, and one winner per key.
 
-A write goes to a temporary file that is fsynced, then takes its name: by hard link where the name must be
-new (a link fails if the name exists; a rename would overwrite), by rename where it may replace. The folder
-is fsynced after, for a name is durable only then. Opening tries all three, and that only one link wins.
+A write goes to a file without a name (or a temporary one) that is fsynced, then takes its name: by hard link
+where the name must be new (a link fails if the name exists; a rename would overwrite), by rename where it may
+replace. The folder is fsynced after, for a name is durable only then. Opening tries all three, and that only
+one link wins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 import uuid
@@ -21,6 +23,7 @@ from exoflow.storage.probe import require_one_winner
 _TEMPORARY = ".tmp"
 _OWN = (_TEMPORARY, PROBE_FOLDER)
 _LEFTOVER_SECONDS = 24 * 3600
+_NO_NAMELESS_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
 class LocalStore:
@@ -64,13 +67,15 @@ class LocalStore:
             path = self._prepared(key)
             if path.exists():
                 return False
-            with self._temporary_file(data) as temporary:
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-                _fsync_folder(path.parent)
-                return True
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self._link(data, folder, path.name)
+                os.fsync(folder)
+            except FileExistsError:
+                return False
+            finally:
+                os.close(folder)
+            return True
         raise AssertionError
 
     def list(self, prefix: str) -> list[str]:
@@ -94,6 +99,22 @@ class LocalStore:
     def path(self, key: str) -> Path:
         """Return the file that holds ``key``."""
         return self.root / key
+
+    def _link(self, data: bytes, folder: int, name: str) -> None:
+        """Give ``data``, once durable, a new name in an open folder; raises FileExistsError."""
+        try:
+            descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in _NO_NAMELESS_FILES:
+                raise
+            with self._temporary_file(data) as temporary:
+                os.link(temporary, name, dst_dir_fd=folder)
+            return
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+            os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
 
     def _prepared(self, key: str) -> Path:
         path = self.path(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_a_key_below_a_regular_file_is_an_outage_and_not_absence(tmp_path):
 def test_an_error_of_the_file_system_names_the_path(tmp_path, monkeypatch, verb):
     store = LocalStore(tmp_path)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, verb, refuse)
@@ -82,6 +83,23 @@ def test_an_error_of_the_file_system_names_the_path(tmp_path, monkeypatch, verb)
         (store.put_if_absent if verb == "link" else store.put)("a/b", b"")
     assert caught.value.key == "a/b"
     assert str(tmp_path / "a/b") in str(caught.value)
+
+
+def test_a_file_system_without_nameless_files_keeps_every_promise(tmp_path, monkeypatch):
+    really_open = os.open
+
+    def open_without(path: str, flags: int, *arguments: int, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return really_open(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_without)
+    store = LocalStore(tmp_path)
+    assert store.put_if_absent("a/b", b"first")
+    assert not store.put_if_absent("a/b", b"second")
+    assert store.get("a/b") == b"first"
+    assert store.list("a") == ["a/b"]
+    assert list((tmp_path / ".tmp").iterdir()) == []
 
 
 def test_uris(tmp_path):

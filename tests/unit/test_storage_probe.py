@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -172,10 +173,11 @@ def test_opening_for_reading_writes_nothing(tmp_path):
 def test_a_file_system_whose_links_overwrite_is_refused(tmp_path, monkeypatch):
     together = threading.Barrier(THREADS)
 
-    def link(source: Path, target: Path) -> None:
-        if FOLDER in Path(target).parts:
+    def link(source: str, name: str, *, dst_dir_fd: int, **_: object) -> None:
+        folder = Path(os.readlink(f"/proc/self/fd/{dst_dir_fd}"))
+        if FOLDER in folder.parts:
             together.wait()
-        os.replace(source, target)
+        shutil.copyfile(source, folder / name)
 
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(StorageUnavailable, match="conditional creates") as caught:
@@ -185,7 +187,7 @@ def test_a_file_system_whose_links_overwrite_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("verb", ["link", "fsync"])
 def test_a_file_system_without_hard_links_or_fsync_is_refused(tmp_path, monkeypatch, verb):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, verb, refuse)

@@ -28,7 +28,7 @@ from exoflow.errors import (
     WorkflowRunning,
 )
 from exoflow.executor import RayReferences, ensure_ray
-from exoflow.journal import Journal, Tail, read_journal, workflow_folder
+from exoflow.journal import Journal, Tail, plan_key, read_journal
 from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, looks_alive, this_process, wait_until_claimable
 from exoflow.plan import Plan, build, difference, digest_of
 from exoflow.records import Cleared, Committed, Finished, History, Record, Started, Status
@@ -355,13 +355,9 @@ def _tail(store: Store, workflow_id: str) -> Tail | None:
         return None
 
 
-def _plan_key(workflow_id: str, digest: str) -> str:
-    return f"{workflow_folder(workflow_id)}/plans/{digest}"
-
-
 def _load_plan(store: Store, workflow_id: str, tail: Tail) -> Plan:
     started = tail.history.started
-    data = None if started is None else store.get(_plan_key(workflow_id, started.digest))
+    data = None if started is None else store.get(plan_key(workflow_id, started.digest))
     if data is None:
         message = f"the plan of workflow {workflow_id!r} is missing from {store.uri}"
         raise WorkflowNotFound(workflow_id, message)
@@ -413,7 +409,7 @@ def _own(
     if tail is None:
         shown = plan.to_json()
         digest = digest_of(shown)
-        store.put(_plan_key(workflow_id, digest), json.dumps(shown).encode("ascii"))
+        store.put(plan_key(workflow_id, digest), json.dumps(shown).encode("ascii"))
         first = [Started(digest, uuid.uuid4().hex, time.time())]
     elif not take_over:
         tail = wait_until_claimable(store, workflow_id, lease_seconds=lease_seconds)

@@ -10,7 +10,7 @@ from exoflow.effects import Cure, cure_of
 from exoflow.options import Checkpoint, TaskOptions
 from exoflow.plan import ActorSpec, Iteration, LoopSpec, Plan, TaskSpec
 from exoflow.progress import ActorState, Durability, LoopState, Phase, TaskState, upstream_of
-from exoflow.records import Committed, History, Value, newest_states
+from exoflow.records import Committed, History, Intended, Value, newest_states
 from exoflow.recovery import Action, actions, restore_points
 from exoflow.retention import Retention
 
@@ -135,7 +135,13 @@ class Layout(Retention):
 
     def _committed_iterations(self, loop: LoopState) -> Iterator[Iteration]:
         """Expand the iterations that the history knows something of."""
-        records = self._history.committed.values()
+        history = self._history
+        # An iteration of which only an intent or a snapshot is known exists all the same.
+        records: list[Committed | Intended] = [
+            *history.committed.values(),
+            *history.snapshots.values(),
+            *history.intended.values(),
+        ]
         loop.known = max((record.iteration for record in records if record.loop == loop.spec.id), default=0)
         while loop.next <= loop.known:
             number = loop.next

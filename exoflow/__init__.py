@@ -4,20 +4,7 @@ A task is a function; binding tasks makes a DAG; running a DAG under an id makes
 resumed after any crash. Annotations say what a task's execution means, and choose what durability costs.
 """
 
-from exoflow.api import (
-    Handle,
-    LoopView,
-    get_metadata,
-    get_output,
-    get_status,
-    init,
-    list_all,
-    read_loop,
-    resolve,
-    resume,
-    run,
-    run_async,
-)
+from exoflow.api import Handle, resolve, resume, run, run_async
 from exoflow.codec import Blob
 from exoflow.dag import actor, loop, stop, task
 from exoflow.effects import Done, NotDone, Unknown
@@ -36,7 +23,9 @@ from exoflow.errors import (
     WorkflowRunning,
 )
 from exoflow.options import Checkpoint
+from exoflow.readers import LoopView, get_metadata, get_output, get_status, list_all, read_loop
 from exoflow.records import Status
+from exoflow.settings import init
 from exoflow.views import IterationView, TaskView
 from exoflow.worker import context
 

@@ -1,9 +1,8 @@
-"""The functions users call: run, resume, and look at workflows."""
+"""The functions users call to run workflows: run, resume, resolve. What is read of them: `exoflow.readers`."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import json
 import logging
 import re
@@ -20,54 +19,24 @@ from exoflow.effects import Done, NotDone
 from exoflow.errors import (
     DefinitionError,
     Fenced,
-    InDoubt,
     PlanMismatch,
-    TaskFailed,
     WorkflowError,
     WorkflowNotFound,
     WorkflowRunning,
 )
-from exoflow.executor import RayReferences, ensure_ray
+from exoflow.executor import ensure_ray
 from exoflow.journal import Journal, Tail, plan_key, read_journal
-from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, looks_alive, this_process, wait_until_claimable
+from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, this_process, wait_until_claimable
 from exoflow.plan import Plan, build, difference, digest_of
-from exoflow.records import Cleared, Committed, Finished, History, Record, Started, Status
-from exoflow.storage import Store, open_store
-from exoflow.views import IterationView, archive_folder, archive_tiles, iteration_views
+from exoflow.readers import failure, load_plan, result_of
+from exoflow.records import Cleared, Committed, Finished, Record, Started, Status
+from exoflow.settings import chosen_store, ray_options
+from exoflow.storage import Store
 
 MAX_CLAIMS = 10
 
 logger = logging.getLogger(__name__)
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_default: dict[str, Any] = {}
-
-
-def init(
-    store: str,
-    *,
-    num_cpus: int | None = None,
-    object_store_bytes: int | None = None,
-    log_to_driver: bool = True,
-) -> None:
-    """Choose the store that the other functions use, and how Ray is started if it must be.
-
-    Parameters
-    ----------
-    store : str
-        A folder (a path or ``file://``), or ``s3://BUCKET/PREFIX``.
-    num_cpus, object_store_bytes : int, optional
-        For a Ray that this process starts: CPU slots (default: all cores) and shared memory.
-    log_to_driver : bool
-        Show what tasks print.
-    """
-    _default.update(
-        store=store,
-        ray={
-            "num_cpus": num_cpus,
-            "object_store_bytes": object_store_bytes,
-            "log_to_driver": log_to_driver,
-        },
-    )
 
 
 def run(
@@ -116,10 +85,10 @@ def run(
     """
     _check_id(workflow_id)
     plan = build(node, metadata)
-    where = _store(store)
+    where = chosen_store(store)
     tail = _tail(where, workflow_id)
     if tail is not None:
-        stored = _load_plan(where, workflow_id, tail)
+        stored = load_plan(where, workflow_id, tail)
         if stored.digest != plan.digest:
             _refuse_other_plan(workflow_id, stored, plan)
         plan = _with_todays_code(workflow_id, stored, on_change)
@@ -146,9 +115,9 @@ def resume(
     """
     _check_id(workflow_id)
     # An unknown id must leave no trace, so the store is opened for writing only once there is a journal.
-    tail = read_journal(_store(store, create=False), workflow_id)
-    where = _store(store)
-    plan = _with_todays_code(workflow_id, _load_plan(where, workflow_id, tail), on_change)
+    tail = read_journal(chosen_store(store, create=False), workflow_id)
+    where = chosen_store(store)
+    plan = _with_todays_code(workflow_id, load_plan(where, workflow_id, tail), on_change)
     return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds, max_claims)
 
 
@@ -182,70 +151,6 @@ def run_async(node: Node, *, workflow_id: str, **options: Any) -> Handle:
     return handle
 
 
-def get_status(workflow_id: str, *, store: str | None = None) -> Status:
-    """Return where a workflow stands; raises WorkflowNotFound."""
-    where = _store(store, create=False)
-    return _status(where, workflow_id, read_journal(where, workflow_id))
-
-
-def get_output(workflow_id: str, *, task: str | None = None, store: str | None = None) -> Any:
-    """Return the result of a finished workflow, or the committed output of one of its tasks.
-
-    Raises
-    ------
-    WorkflowNotFound
-        When the store has no such workflow.
-    WorkflowError
-        When there is no such output (yet), saying what there is.
-    TaskFailed, InDoubt
-        When the workflow has failed, or is in doubt, and its result was asked for.
-    """
-    where = _store(store, create=False)
-    tail = read_journal(where, workflow_id)
-    if task is not None:
-        record = tail.history.committed.get(task)
-        if record is None or record.output is None:
-            known = ", ".join(sorted(tail.history.committed)[:20]) or "none yet"
-            message = f"task {task!r} of workflow {workflow_id!r} has no committed output; committed: {known}"
-            raise WorkflowError(workflow_id, message)
-        return _blobs(where, workflow_id).load(record.output)
-    finished = tail.history.finished
-    if finished is None:
-        message = f"workflow {workflow_id!r} has not finished; resume it, or ask for one task's output"
-        raise WorkflowError(workflow_id, message)
-    _raise_unless_successful(workflow_id, finished)
-    return _result(where, workflow_id, _load_plan(where, workflow_id, tail), tail.history)
-
-
-def get_metadata(workflow_id: str, *, store: str | None = None) -> dict[str, Any]:
-    """Return status, times and the metadata given at the start, and each committed task's times.
-
-    Times are Unix seconds.
-    """
-    where = _store(store, create=False)
-    tail = read_journal(where, workflow_id)
-    history = tail.history
-    plan = _load_plan(where, workflow_id, tail)
-    return {
-        "workflow_id": workflow_id,
-        "status": str(_status(where, workflow_id, tail)),
-        "generation": tail.header.generation,
-        "owner": str(tail.header.owner),
-        "started_at": history.started.at if history.started else None,
-        "finished_at": history.finished.at if history.finished else None,
-        "error": history.finished.error if history.finished else None,
-        "metadata": dict(plan.metadata),
-        "tasks": {
-            record.task: {
-                "started_at": record.started_at,
-                "finished_at": record.finished_at,
-                "committed_at": record.committed_at,
-            }
-            for record in history.committed.values()
-        },
-    }
-
-
 def resolve(workflow_id: str, task: str, verdict: Done | NotDone, *, store: str | None = None) -> None:
     """Say what became of an effect that is in doubt, so that the workflow can be resumed.
 
@@ -266,8 +171,8 @@ def resolve(workflow_id: str, task: str, verdict: Done | NotDone, *, store: str 
         When no effect of the task is in doubt, saying which are.
     """
     _check_id(workflow_id)
-    read_journal(_store(store, create=False), workflow_id)
-    where = _store(store)
+    read_journal(chosen_store(store, create=False), workflow_id)
+    where = chosen_store(store)
     tail = wait_until_claimable(where, workflow_id)
     history = tail.history
     if not history.in_doubt(task):
@@ -285,58 +190,7 @@ def resolve(workflow_id: str, task: str, verdict: Done | NotDone, *, store: str 
     _claim_once(where, workflow_id, tail, [record])
 
 
-def list_all(*, store: str | None = None) -> list[tuple[str, Status]]:
-    """Return all workflows of a store with their status, by id."""
-    where = _store(store, create=False)
-    ids = sorted({key.split("/")[1] for key in where.list("workflows") if "/journal/" in key})
-    return [(name, _status(where, name, read_journal(where, name))) for name in ids]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoopView:
-    """A loop as a reader sees it: what was archived, and the iterations still in the journal."""
-
-    archived: list[bytes]
-    iterations: list[IterationView]
-    snapshots: Mapping[str, Any]
-    plan: Plan
-    status: Status
-    finished_at: float | None
-
-
-def read_loop(workflow_id: str, *, loop: str = "loop", store: str | None = None) -> LoopView:
-    """Return the committed iterations of a loop; raises WorkflowNotFound, CorruptRecord."""
-    where = _store(store, create=False)
-    tail = read_journal(where, workflow_id)
-    history = tail.history
-    blobs = _blobs(where, workflow_id)
-    records = [record for record in history.committed.values() if record.loop == loop]
-    retired = history.retired.get(loop)
-    keys = where.list(archive_folder(workflow_id, loop))
-    archived = [where.get(key) for key in archive_tiles(keys, None if retired is None else retired.iteration)]
-    return LoopView(
-        [data for data in archived if data is not None],
-        iteration_views(records, blobs),
-        {
-            record.task: blobs.load(record.state)
-            for record in history.snapshots.values()
-            if record.loop == loop and record.state is not None
-        },
-        _load_plan(where, workflow_id, tail),
-        _status(where, workflow_id, tail),
-        None if history.finished is None else history.finished.at,
-    )
-
-
 # --- inside -----------------------------------------------------------------------------------------------
-
-
-def _store(uri: str | None, *, create: bool = True) -> Store:
-    chosen = _default.get("store") if uri is None else uri
-    if chosen is None:
-        message = "no store: call exoflow.init(store=...) first, or pass store="
-        raise DefinitionError(message)
-    return open_store(chosen, create=create)
 
 
 def _check_id(workflow_id: str) -> None:
@@ -353,15 +207,6 @@ def _tail(store: Store, workflow_id: str) -> Tail | None:
         return read_journal(store, workflow_id)
     except WorkflowNotFound:
         return None
-
-
-def _load_plan(store: Store, workflow_id: str, tail: Tail) -> Plan:
-    started = tail.history.started
-    data = None if started is None else store.get(plan_key(workflow_id, started.digest))
-    if data is None:
-        message = f"the plan of workflow {workflow_id!r} is missing from {store.uri}"
-        raise WorkflowNotFound(workflow_id, message)
-    return Plan.from_json(json.loads(data))
 
 
 def _refuse_other_plan(workflow_id: str, stored: Plan, given: Plan) -> None:
@@ -404,7 +249,7 @@ def _own(
     max_claims: int,
 ) -> Any:
     if tail is not None and _succeeded(tail):
-        return _result(store, workflow_id, plan, tail.history)
+        return result_of(store, workflow_id, plan, tail.history)
     first: list[Record] = []
     if tail is None:
         shown = plan.to_json()
@@ -414,7 +259,7 @@ def _own(
     elif not take_over:
         tail = wait_until_claimable(store, workflow_id, lease_seconds=lease_seconds)
         if _succeeded(tail):
-            return _result(store, workflow_id, plan, tail.history)
+            return result_of(store, workflow_id, plan, tail.history)
     if tail is not None and tail.history.barren_claims >= max_claims:
         _end_crash_loop(store, workflow_id, tail)
     try:
@@ -431,11 +276,11 @@ def _own(
     except Fenced as error:
         raise _running(store, workflow_id) from error
     try:
-        ensure_ray(**_default.get("ray", {}))
+        ensure_ray(**ray_options())
         controller.run()
     finally:
         controller.close()
-    return _result(store, workflow_id, plan, controller.history)
+    return result_of(store, workflow_id, plan, controller.history)
 
 
 def _end_crash_loop(store: Store, workflow_id: str, tail: Tail) -> NoReturn:
@@ -443,12 +288,7 @@ def _end_crash_loop(store: Store, workflow_id: str, tail: Tail) -> NoReturn:
     count = tail.history.barren_claims
     error = f"{count} owners in a row ended before anything was committed; see why, then resume to try again"
     _claim_once(store, workflow_id, tail, [Finished(Status.FAILED, time.time(), None, error)])
-    raise _failed(workflow_id, error)
-
-
-def _failed(workflow_id: str, error: str) -> WorkflowError:
-    message = f"workflow {workflow_id!r} failed: {error}"
-    return WorkflowError(workflow_id, message)
+    raise failure(workflow_id, error)
 
 
 def _claim_once(store: Store, workflow_id: str, tail: Tail, records: Sequence[Record]) -> None:
@@ -465,41 +305,6 @@ def _running(store: Store, workflow_id: str) -> WorkflowRunning:
     return WorkflowRunning(workflow_id, str(read_journal(store, workflow_id).header.owner))
 
 
-def _raise_unless_successful(workflow_id: str, finished: Finished) -> None:
-    task, error = finished.task or "", finished.error or ""
-    if finished.status is Status.IN_DOUBT:
-        raise InDoubt(workflow_id, task, error)
-    if finished.status is Status.FAILED:
-        raise TaskFailed(workflow_id, task, error) if task else _failed(workflow_id, error)
-
-
 def _succeeded(tail: Tail) -> bool:
     finished = tail.history.finished
     return finished is not None and finished.status is Status.SUCCESSFUL
-
-
-def _blobs(store: Store, workflow_id: str) -> Blobs:
-    return Blobs(store, workflow_id, RayReferences(workflow_id, store.uri))
-
-
-def _result(store: Store, workflow_id: str, plan: Plan, history: History) -> Any:
-    record = _root_record(plan, history)
-    if record is None or record.output is None:
-        message = f"the result of workflow {workflow_id!r} is missing from its journal"
-        raise WorkflowError(workflow_id, message)
-    return _blobs(store, workflow_id).load(record.output)
-
-
-def _root_record(plan: Plan, history: History) -> Committed | None:
-    committed = history.committed
-    if plan.root in committed:
-        return committed[plan.root]
-    carries = [record for record in committed.values() if record.loop == plan.root and record.carry]
-    return max(carries, key=lambda record: record.iteration, default=None)
-
-
-def _status(store: Store, workflow_id: str, tail: Tail) -> Status:
-    finished = tail.history.finished
-    if finished is not None:
-        return finished.status
-    return Status.RUNNING if looks_alive(store, workflow_id, tail.header.owner) else Status.INTERRUPTED

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from exoflow import api
+from exoflow import api, readers, settings
 from exoflow.controller import expander
 from exoflow.effects import Done, NotDone
 from exoflow.errors import DefinitionError, ExoflowError, PlanMismatch, TaskFailed, WorkflowNotFound
@@ -66,7 +66,7 @@ def cli() -> None:
 @_json("Print one JSON object per line.")
 def ls(store: str, json: bool) -> None:
     """List workflows and where they stand."""
-    for workflow_id, status in api.list_all(store=store):
+    for workflow_id, status in readers.list_all(store=store):
         shown = {"workflow_id": workflow_id, "status": str(status)}
         click.echo(dumps(shown) if json else f"{status:<12} {workflow_id}")
 
@@ -80,7 +80,7 @@ def show(workflow_id: str, store: str, json: bool) -> None:
 
     Of a loop these are the tasks of the iterations that are still in the journal.
     """
-    found = api.get_metadata(workflow_id, store=store)
+    found = readers.get_metadata(workflow_id, store=store)
     click.echo(dumps(found) if json else describe(found))
 
 
@@ -104,7 +104,7 @@ def resume(workflow_id: str, store: str, take_over: bool, on_change: str, json: 
     # Like `python -m`: the store names code by module, and modules of a project lie where it is worked on.
     sys.path.insert(0, os.getcwd())
     # With --json the lines of tasks would mix with the object.
-    api.init(store, log_to_driver=not json)
+    settings.init(store, log_to_driver=not json)
     try:
         result = api.resume(workflow_id, store=store, take_over=take_over, on_change=on_change)
     except (KeyboardInterrupt, SystemExit):  # Ray, once started, answers SIGTERM with the latter.

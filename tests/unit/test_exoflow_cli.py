@@ -72,7 +72,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Return the command as a function; the process is afterwards as it was."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("exoflow.api._default", {})
+    monkeypatch.setattr("exoflow.settings._chosen", {})
 
     def call(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["exoflow", *arguments])

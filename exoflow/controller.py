@@ -45,7 +45,6 @@ from exoflow.storage import Store
 
 # While many attempts run, appends are begun at least this far apart: each costs two fsyncs and half a
 # millisecond of processor whether it holds one record or fifty, and an attempt among many can spare the wait.
-GATHER_SECONDS = 0.0
 APPEND_EVERY_SECONDS = 0.005
 MANY_ATTEMPTS = 16
 
@@ -149,8 +148,8 @@ class Controller:
         for instruction in self._state.start(time.time()):
             self._obey(instruction, executor)
         while self._end is None:
-            if executor.running >= MANY_ATTEMPTS and GATHER_SECONDS and self._events.empty():
-                time.sleep(GATHER_SECONDS)
+            if self._events.empty():
+                executor.pump()
             event = self._events.get()
             if isinstance(event, BaseException):
                 raise event

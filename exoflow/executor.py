@@ -29,6 +29,7 @@ import ray.exceptions
 from ray._private import ray_constants
 
 from exoflow import wire, worker
+from exoflow.backlog import Backlog, Name
 from exoflow.blobs import Blobs
 from exoflow.codec import Blob, StoredReference
 from exoflow.errors import StorageUnavailable
@@ -42,6 +43,7 @@ from exoflow.messages import (
     Persisted,
     PersistFailed,
     Produced,
+    Purpose,
     Refused,
     Report,
     Settled,
@@ -55,6 +57,7 @@ from exoflow.plan import ActorSpec, TaskSpec
 from exoflow.records import Value
 from exoflow.worker import Failure, Refusal, Settlement, live_inputs, make_job
 
+PATIENCE_SECONDS = 0.1
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _TEMPORARY_PREFIX = "exoflow-ray-"
 
@@ -115,6 +118,22 @@ def _run_task(packed: bytes, *values: Any) -> tuple[Any, bytes]:
     job = wire.unpack_job(packed)
     value, outcome = worker.run_task(job, values, references=RayReferences(job.workflow_id, job.store_uri))
     return value, wire.pack(outcome)
+
+
+def _run_bundle(packed: list[bytes]) -> tuple[Any, ...]:
+    """Run attempts one after the other; those that would wait too long for the ones before are not run."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    values: list[Any] = []
+    outcomes: list[bytes | None] = []
+    for each in packed:
+        if time.monotonic() > deadline:
+            values.append(worker.Unavailable())
+            outcomes.append(None)
+            continue
+        value, outcome = _run_task(each)
+        values.append(value)
+        outcomes.append(outcome)
+    return (*values, outcomes)
 
 
 def _persist_output(workflow_id: str, store_uri: str, known: tuple[Blob, ...], value: Any) -> Value | Failure:
@@ -233,7 +252,8 @@ class _MemberHost:
 
 
 # Made once per process: Ray exports what it makes here to the cluster, and every worker fetches it from there.
-_TASK = ray.remote(num_returns=2, max_retries=0)(_run_task)
+_TASK = ray.remote(max_retries=0)(_run_task)
+_BUNDLE = ray.remote(max_retries=0)(_run_bundle)
 # Writing a value again is harmless, so this is the one thing that Ray may repeat by itself.
 _PERSIST = ray.remote(num_cpus=0, max_retries=3)(_persist_output)
 _LOAD = ray.remote(num_cpus=0, max_retries=3)(_load_value)
@@ -269,6 +289,12 @@ class RayExecutor:
         self._calls: dict[tuple[str, int], str] = {}
         self._running: dict[tuple[str, int], Any] = {}
         self._tasks: dict[Any, Any] = {}
+        self._backlog = Backlog(ray.cluster_resources().get("CPU", 1.0))
+        self._waiting: dict[Name, Submit] = {}
+        self._held: dict[Name, tuple[Submit, set[Name]]] = {}
+        self._followers: dict[Name, list[Name]] = {}
+        self._alone: set[str] = set()
+        self._ended: queue.SimpleQueue[tuple[Any, list[float], list[Submit]]] = queue.SimpleQueue()
 
     @property
     def running(self) -> int:
@@ -296,15 +322,98 @@ class RayExecutor:
                 ray.kill(handle, no_restart=True)
 
     def submit(self, order: Submit) -> None:
-        """Start an attempt."""
+        """Start an attempt, at the next `pump` at the latest if nothing is in its way."""
+        name = (order.spec.id, order.attempt)
+        missing = {live for live in _live_names(order) if live in self._waiting or live in self._held}
+        if missing:
+            self._held[name] = (order, missing)
+            for live in missing:
+                self._followers.setdefault(live, []).append(name)
+        elif self._may_wait(order):
+            self._waiting[name] = order
+            self._backlog.add(_kind(order.spec), order.spec.options.num_cpus or 1.0, name)
+        else:
+            self._start(order)
+
+    def pump(self) -> None:
+        """Hand over to Ray what it has room for."""
+        while not self._ended.empty():
+            kind, seconds, not_run = self._ended.get()
+            self._backlog.ended(kind, seconds)
+            for order in not_run:
+                self._alone.add(order.spec.id)
+                if (order.spec.id, order.attempt) in self._values:
+                    self._start(order)
+        for kind, names in self._backlog.take():
+            orders = [self._waiting.pop(name) for name in names]
+            if len(orders) == 1:
+                self._start(orders[0], kind)
+            else:
+                self._start_bundle(orders, kind)
+            for name in names:
+                self._let_followers_go(name)
+
+    def _may_wait(self, order: Submit) -> bool:
+        """Whether an attempt may wait for a slot here, and travel with others when it goes."""
+        options = order.spec.options
+        plain = order.call is None and order.purpose is Purpose.BODY and not options.external
+        # A task that takes no slot never waits for one, and a deadline counts from the submission.
+        limited = (options.num_cpus is None or options.num_cpus > 0) and options.timeout is None
+        return plain and limited and not order.sources and order.spec.id not in self._alone
+
+    def _let_followers_go(self, name: Name) -> None:
+        """Start what only waited for an attempt to be handed over."""
+        handed_over = [name]
+        while handed_over:
+            upstream = handed_over.pop()
+            for follower in self._followers.pop(upstream, ()):
+                order, missing = self._held.get(follower, (None, {upstream}))
+                missing.discard(upstream)
+                if order is not None and not missing:
+                    del self._held[follower]
+                    self._start(order)
+                    handed_over.append(follower)
+
+    def _start_bundle(self, orders: list[Submit], kind: Any) -> None:
+        """Submit attempts that run one after the other in one process, each with a value of its own."""
+        jobs = [self._job(order)[0] for order in orders]
+        *values, outcomes = self._remote(_BUNDLE, orders[0].spec, len(jobs) + 1).remote(jobs)
+        names = [(order.spec.id, order.attempt) for order in orders]
+        for name, value in zip(names, values, strict=True):
+            self._values[name] = [value]
+            self._running[name] = outcomes
+        _when_done(outcomes, functools.partial(self._bundle_ended, orders, kind))
+
+    def _bundle_ended(self, orders: list[Submit], kind: Any, answer: Any) -> None:
+        names = [(order.spec.id, order.attempt) for order in orders]
+        if isinstance(answer, BaseException):
+            # Nobody knows whose fault it was: each goes alone from now on.
+            self._alone.update(task for task, _ in names)
+            self._ended.put((kind, [], []))
+            for name in names:
+                self._running.pop(name, None)
+                self._post(Lost(*name, _first_line(answer)))
+            return
+        events = [
+            self._event_of(outcome, name, 0, None, _Gathering([None], grouped=False))
+            for name, outcome in zip(names, answer, strict=True)
+            if outcome is not None
+        ]
+        not_run = [order for order, outcome in zip(orders, answer, strict=True) if outcome is None]
+        self._ended.put((kind, [_seconds(event) for event in events if isinstance(event, Produced)], not_run))
+        for event in events:
+            if event is not None:
+                self._post(event)
+
+    def _start(self, order: Submit, kind: Any = None) -> None:
         job, values = self._job(order)
         name = (order.spec.id, order.attempt)
         timeout = order.spec.options.timeout
         if order.call is None:
-            value, outcome = self._remote_task(order.spec).remote(job, *values)
+            value, outcome = self._remote(_TASK, order.spec, 2).remote(job, *values)
             self._values[name] = [value]
             self._running[name] = outcome
-            self._watch(outcome, name, 0, None, _Gathering([None], grouped=False, timeout=timeout))
+            self._watch(outcome, name, 0, None, _Gathering([None], grouped=False, timeout=timeout), kind)
             return
         spec, incarnation, handles = self._actors[order.spec.actor or ""]
         pairs = [handle.call.remote(job, *values) for handle in handles]
@@ -334,13 +443,18 @@ class RayExecutor:
     def release(self, task: str, attempt: int) -> None:
         """Let an attempt's value go."""
         name = (task, attempt)
+        if self._waiting.pop(name, None) is not None:
+            self._backlog.drop(name)
+        self._held.pop(name, None)
         self._values.pop(name, None)
         self._calls.pop(name, None)
         self._grouped.discard(name)
 
     def close(self) -> None:
         """End all actors of this workflow, and all attempts that nobody waits for any more."""
-        for outcome in list(self._running.values()):
+        self._waiting.clear()
+        self._held.clear()
+        for outcome in set(self._running.values()):
             ray.cancel(outcome, force=True)
         self._running.clear()
         for _, _, handles in self._actors.values():
@@ -350,17 +464,16 @@ class RayExecutor:
         self._actors.clear()
         self._values.clear()
 
-    def _remote_task(self, spec: TaskSpec) -> Any:
+    def _remote(self, function: Any, spec: TaskSpec, num_returns: int) -> Any:
         """Return Ray's function for a task, made once for all tasks that run the same code with the same resources.
 
         Ray then counts them as one kind; a name for each task would be a kind for each.
         """
-        options = spec.options
-        code = "" if spec.code is None else spec.code.name
-        kind = (code, options.num_cpus, options.num_gpus, tuple(options.resources.items()))
-        made = self._tasks.get(kind)
+        key = (function is _BUNDLE, num_returns, _kind(spec))
+        made = self._tasks.get(key)
         if made is None:
-            made = self._tasks[kind] = _TASK.options(name=code, **options.ray_options())
+            code = "" if spec.code is None else spec.code.name
+            made = self._tasks[key] = function.options(name=code, num_returns=num_returns, **spec.options.ray_options())
         return made
 
     def _job(self, order: Submit) -> tuple[bytes, list[Any]]:
@@ -376,9 +489,12 @@ class RayExecutor:
         index: int,
         actor: tuple[str, int] | None,
         gathering: _Gathering,
+        kind: Any = None,
     ) -> None:
         def done(answer: Any) -> None:
             event = self._event_of(answer, name, index, actor, gathering)
+            if kind is not None:
+                self._ended.put((kind, [_seconds(event)] if isinstance(event, Produced) else [], []))
             if event is not None:
                 self._post(event)
 
@@ -470,6 +586,21 @@ def _when_done(reference: Any, tell: Callable[[Any], None]) -> None:
 def _answered(tell: Callable[[Any], None], _reference: Any, answer: Any) -> None:
     """Pass an answer on. Until it comes, the reference among the arguments keeps Ray from dropping the object."""
     tell(answer.as_instanceof_cause() if isinstance(answer, ray.exceptions.RayTaskError) else answer)
+
+
+def _kind(spec: TaskSpec) -> tuple[Any, ...]:
+    """Return what tasks must have in common to be counted as one kind."""
+    options = spec.options
+    code = None if spec.code is None else (spec.code.module, spec.code.qualname, spec.code.source_sha256)
+    return (code, options.num_cpus, options.num_gpus, tuple(options.resources.items()))
+
+
+def _live_names(order: Submit) -> list[Name]:
+    return [(live.task, live.attempt) for live in live_inputs(order)]
+
+
+def _seconds(event: Produced) -> float:
+    return event.report.finished_at - event.report.started_at
 
 
 def _group(values: list[Value | None], grouped: bool) -> Value | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import exoflow
+from exoflow.executor import RayExecutor
 from exoflow.journal import journal_folder, read_journal
 from exoflow.storage import LocalStore
 from tests.integration import engine_flows as flows
@@ -414,3 +415,56 @@ def test_a_damaged_snapshot_without_an_older_one_is_told_and_loses_nothing(store
     for blob in blobs:
         damage(store, blob)  # the same bit again: as it was
     assert exoflow.resume("w", store=store) == sum(range(1, 13))
+
+
+# --- short tasks that travel together -----------------------------------------------------------------------
+
+
+@exoflow.task(deterministic=True)
+def short(folder: str, number: int) -> list[Any]:
+    if number == 150 and folder and flows.once(folder, "kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 160 and folder and flows.once(folder, "sleep"):
+        time.sleep(0.5)
+    return [number, "x" * (flows.BIG if number % 50 == 0 else 1), os.getpid()]
+
+
+@exoflow.task(deterministic=True)
+def gather(*parts: list[Any]) -> list[int]:
+    assert all(len(part[1]) == (flows.BIG if part[0] % 50 == 0 else 1) for part in parts)
+    return [part[0] for part in parts]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_short_tasks_come_to_their_ends_whatever_happens_to_one(mode, store, tmp_path):
+    """One dies with its process, one takes long all of a sudden, some have large values; all are what they were."""
+    task = short.options(checkpoint=mode)
+    node = gather.bind(*(task.bind(str(tmp_path), number) for number in range(300)))
+    assert run(node, store) == list(range(300))
+    assert (tmp_path / "once-kill").exists()
+    assert (tmp_path / "once-sleep").exists()
+
+
+def test_short_tasks_share_submissions(store, monkeypatch):
+    submitted: list[int] = []
+    start = RayExecutor._start_bundle
+
+    def counted(self: RayExecutor, orders: list[Any], kind: Any) -> None:
+        submitted.append(len(orders))
+        start(self, orders, kind)
+
+    monkeypatch.setattr(RayExecutor, "_start_bundle", counted)
+    node = gather.bind(*(short.options(checkpoint="none").bind("", number + 1) for number in range(300)))
+    assert run(node, store) == list(range(1, 301))
+    assert sum(submitted) > 150
+
+
+def test_a_failure_in_the_middle_of_many_is_the_one_that_failed(store):
+    @exoflow.task(deterministic=True)
+    def picky(number: int) -> int:
+        assert number != 200, "not this one"
+        return number
+
+    with pytest.raises(exoflow.TaskFailed, match="not this one") as caught:
+        run(gather.bind(*(picky.bind(number) for number in range(300))), store)
+    assert caught.value.task == "picky_201"

@@ -77,10 +77,10 @@ class Doubts(Attempts):
                 self._agenda.append(task.id)
 
     def _on_cure_failed(self, task: TaskState, error: str) -> None:
-        """Try a rollback or resolve function again, but not for ever."""
+        """Try a rollback or resolve function again, but not for ever: a resumed workflow begins with it."""
         tries = self._cures[task.id] = self._cures.get(task.id, 0) + 1
         if tries >= MAX_CURES:
-            self._ask(task, f"{task.trouble or 'its owner stopped while it ran'}; then its cure failed: {error}")
+            self._end(task.id, f"its effect is in doubt, and what should settle it failed {tries} times: {error}")
         task.phase, task.attempt = Phase.DOUBTED, 0
         self._sleep(task, tries)
         self._agenda.append(task.id)

@@ -283,27 +283,29 @@ def run_task(
     job: Job, values: Sequence[Any], store: Store | None = None, references: References | None = None
 ) -> tuple[Any, Outcome]:
     """Run one attempt of a task; return its value for consumers and its outcome for the controller."""
-    store = store or store_at(job.store_uri)
-    if _outlived(job, store):
-        return Unavailable(), Refusal()
-    blobs = Blobs(store, job.workflow_id, references)
-    if job.purpose is not Purpose.BODY:
-        return Unavailable(), _run_cure(job, blobs)
     started_at = time.time()
+    begun = False
     try:
+        store = store or store_at(job.store_uri)
+        blobs = Blobs(store, job.workflow_id, references)
+        if _outlived(job, store):
+            return Unavailable(), Refusal()
+        if job.purpose is not Purpose.BODY:
+            return Unavailable(), _run_cure(job, blobs)
         arguments = _arguments(job, values, blobs)
         if arguments is None:
             return Unavailable(), Refusal()
         assert job.code is not None
         args, kwargs = arguments
+        body = job.code.load()
+        begun = True
         with _running(Context(job, blobs)), _deadline(job.timeout):
-            value = job.code.load()(*args, **kwargs)
+            value = body(*args, **kwargs)
         return _reported(job, _with_error(value, None) if job.catches else value, blobs, started_at)
     except Exception as error:
-        failure = _failure(error, blobs)
-        if failure.input_lost:
-            return Unavailable(), failure
-        if job.catches and job.last and (job.intended_at is None or failure.not_done):
+        failure = _failure(error, references, begun=begun)
+        settled = job.intended_at is None or failure.not_done
+        if job.catches and job.last and begun and settled and not failure.input_lost:
             return _reported(job, _with_error(None, error), blobs, started_at)
         return Unavailable(), failure
 
@@ -322,9 +324,10 @@ def _with_error(value: Any, error: Exception | None) -> Any:
     return Stop((value.value, error)) if isinstance(value, Stop) else (value, error)
 
 
-def _failure(error: Exception, blobs: Blobs) -> Failure:
-    lost = blobs.references is not None and isinstance(error, blobs.references.lost)
-    return Failure(traceback.format_exc(limit=-20), isinstance(error, EffectNotDone), lost)
+def _failure(error: Exception, references: References | None, *, begun: bool = True) -> Failure:
+    """Return what an exception means; one from before the body began leaves no doubt about its effect."""
+    lost = references is not None and isinstance(error, references.lost)
+    return Failure(traceback.format_exc(limit=-20), isinstance(error, EffectNotDone) or not begun, lost)
 
 
 def _run_cure(job: Job, blobs: Blobs) -> Settlement | Failure:
@@ -349,7 +352,7 @@ def _run_cure(job: Job, blobs: Blobs) -> Settlement | Failure:
         message = f"resolve must return exoflow.Done(value), NotDone() or Unknown(), got {found!r}"
         raise TypeError(message)
     except Exception as error:
-        return _failure(error, blobs)
+        return _failure(error, blobs.references)
 
 
 @contextlib.contextmanager
@@ -378,7 +381,7 @@ def _durable_or_failure(make: Callable[[], Value], blobs: Blobs) -> Value | Fail
     except StorageUnavailable as error:
         return Failure(str(error))
     except Exception as error:
-        return _failure(error, blobs)
+        return _failure(error, blobs.references)
 
 
 def _plain(value: Any) -> Any:
@@ -469,15 +472,17 @@ class Member:
     def call(self, job: Job, values: Sequence[Any]) -> tuple[Any, Outcome]:
         """Run one call; the caller has made sure that ``job.expects`` is this member's token."""
         started_at = time.time()
-        if self._failed or _outlived(job, self._store):
-            return Unavailable(), Refusal()
+        begun = False
         try:
+            if self._failed or _outlived(job, self._store):
+                return Unavailable(), Refusal()
             self._raise_start_error()
             arguments = _arguments(job, values, self.blobs)
             if arguments is None:
                 return Unavailable(), Refusal()
             args, kwargs = arguments
             ctx = Context(job, self.blobs, self._index, self._spec.members, self._exchange)
+            begun = True
             with _running(ctx), _deadline(job.timeout):
                 method = getattr(self._object, job.method or "")
                 value = method(*args, **kwargs)
@@ -490,7 +495,7 @@ class Member:
         except Exception as error:
             # Half a call may have changed the object, so no later call may use it.
             self._failed = self._spec.durable
-            return Unavailable(), _failure(error, self.blobs)
+            return Unavailable(), _failure(error, self.blobs.references, begun=begun)
         report = answer[1]
         assert isinstance(report, Report)
         return value, dataclasses.replace(report, state=state)

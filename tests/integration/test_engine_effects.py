@@ -11,6 +11,7 @@ import pytest
 
 import exoflow
 from exoflow import cli
+from exoflow.executor import RayExecutor
 from exoflow.records import Status
 from tests.integration import engine_flows as flows
 from tests.integration.test_engine_owners import program, until
@@ -161,3 +162,21 @@ def test_a_call_that_takes_too_long_costs_its_actor_and_is_made_again(store, tmp
     first >> second
     assert run(second, store) == 2
     assert os.path.exists(tmp_path / "once-sleep")
+
+
+def test_a_store_out_of_reach_before_the_body_leaves_no_doubt(store, tmp_path, monkeypatch):
+    """The body's process cannot read the journal, so it does not begin."""
+    node = flows.pay.bind(str(tmp_path), "never", 7)
+    submit = RayExecutor.submit
+
+    def hide(self: RayExecutor, order: Any) -> None:
+        if order.spec.options.external and flows.once(str(tmp_path), "hide"):
+            monkeypatch.setattr(self, "_store_uri", str(tmp_path / "absent" / "file"))
+            (tmp_path / "absent").touch()
+        submit(self, order)
+
+    monkeypatch.setattr(RayExecutor, "submit", hide)
+    with pytest.raises(exoflow.TaskFailed, match="Not a directory"):
+        run(node, store)
+    assert flows.effective(tmp_path) == {}
+    assert exoflow.resume("w", store=store) == RECEIPT

@@ -199,7 +199,7 @@ def test_rollback_undoes_under_the_old_key_and_the_body_gets_another(trouble):
     assert intent.key != key
 
 
-def test_a_rollback_that_fails_is_repeated_and_then_a_person_is_asked():
+def test_a_rollback_that_fails_is_repeated_and_then_fails_the_workflow_which_may_be_resumed():
     world = begun()
     key = world.last.key
     world.lose()
@@ -209,8 +209,10 @@ def test_a_rollback_that_fails_is_repeated_and_then_a_person_is_asked():
     world.fail()
     world.land()
     assert world.end is not None
-    assert world.end.status is Status.IN_DOUBT
+    assert world.end.status is Status.FAILED
     assert "Boom" in (world.end.error or "")
+    again = World(ROLLBACK.bind(), [record for record in world.records if not isinstance(record, Finished)])
+    assert (again.last.purpose, again.last.key) == (Purpose.ROLLBACK, key)
 
 
 @pytest.mark.parametrize("lost", [True, False])

@@ -225,10 +225,21 @@ def close_session(session: SparkSession) -> None:
     """
     gateway = session.sparkContext._gateway
     # Whatever fails here, the process that holds all of it is ended next.
-    with contextlib.suppress(Exception), warnings.catch_warnings():
+    with contextlib.suppress(Exception), warnings.catch_warnings(), _without_log():
         warnings.simplefilter("ignore")
         session.stop()
     _end_gateway(gateway)
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep Py4J from logging that a Java process which is ending has closed its connections."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _end_gateway(gateway: Any) -> None:
@@ -243,7 +254,7 @@ def _end_gateway(gateway: Any) -> None:
     SparkSession._instantiatedSession = None
     if gateway is None:
         return
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), _without_log():
         gateway.shutdown()
     process: subprocess.Popen[bytes] | None = gateway.proc
     if process is None:

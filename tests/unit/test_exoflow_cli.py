@@ -217,7 +217,15 @@ def test_ctrl_c_exits_130_and_says_how_to_resume(tmp_path: Path, number: signal.
     subprocess.run([sys.executable, "waiting.py"], cwd=tmp_path, env=environment, check=True)
 
     command = [sys.executable, "-c", "import exoflow.cli; exoflow.cli.main()", "resume", "wait", "--store", folder]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    # Be interruptible, even where the tests themselves run in the background of a shell, which are not.
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "running").exists():
         assert process.poll() is None, process.communicate()

@@ -627,9 +627,12 @@ def _loss(error: BaseException, task: str, attempt: int, actor: tuple[str, int] 
         return ActorLost(actor[0], actor[1], _first_line(error))
     if _data_lost(error):
         return InputLost(task, attempt, _first_line(error))
-    if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, ray.exceptions.RayError):
-        # Bodies never raise here; this is a value that cannot travel. A cause of Ray's own is an input's.
-        return Failed(task, attempt, str(error))
+    if isinstance(error, ray.exceptions.RayTaskError):
+        # Bodies never raise here. A cause of Ray's own is an input's.
+        if isinstance(error.cause, ray.exceptions.RaySystemError):
+            return Failed(task, attempt, f"an input could not be unpickled\n{error.cause}", not_done=True)
+        if not isinstance(error.cause, ray.exceptions.RayError):
+            return Failed(task, attempt, f"the output cannot travel\n{error}")
     return Lost(task, attempt, _first_line(error))
 
 

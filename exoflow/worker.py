@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import os
 import random
 import threading
@@ -446,24 +447,40 @@ class Member:
         self._captured: dict[int, Callable[[], Value]] = {}
         self._defer = defer
         self.token = "" if restore is None else "restored"
+        # Imported before anything else runs here: arguments of calls are unpickled in a thread of their own, and
+        # two threads that import modules of one package from two ends find them half made.
+        self._make = self._loaded()
+
+    def _loaded(self) -> Callable[[], Any] | None:
+        """Return what makes the user's object; None, and the error kept, when that cannot be loaded."""
+        try:
+            args, kwargs = decode(self._spec.args)
+            return functools.partial(self._spec.code.load(), *args, **kwargs)
+        except Exception:
+            self._keep_start_error()
+            return None
 
     def start(self) -> str | None:
         """Make the user's object and restore it; return what is wrong with the stored state, if that is damaged.
 
         Any other error is kept for the first call to report.
         """
+        if self._make is None:
+            return None
         try:
-            args, kwargs = decode(self._spec.args)
             with _running(self._context("start")):
-                self._object = self._spec.code.load()(*args, **kwargs)
+                self._object = self._make()
                 if self._restore is not None:
                     self._object.restore(self.blobs.load(self._restore))
         except CorruptRecord as error:
             self._failed = True
             return str(error)
         except Exception:
-            self._start_error = f"{self._spec.id} could not be started\n{traceback.format_exc(limit=-20)}"
+            self._keep_start_error()
         return None
+
+    def _keep_start_error(self) -> None:
+        self._start_error = f"{self._spec.id} could not be started\n{traceback.format_exc(limit=-20)}"
 
     def _context(self, purpose: str) -> Context:
         job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", False, _NO_ARGS, ())

@@ -297,6 +297,28 @@ def test_outputs_that_are_no_values_fail_the_workflow(mode, task, words, store):
 # --- stores and readers -------------------------------------------------------------------------------------
 
 
+class Broken:
+    """A value that pickles, and cannot be unpickled."""
+
+    def __reduce__(self):
+        return _never, ()
+
+
+def _never() -> None:
+    message = "this value never comes back"
+    raise ValueError(message)
+
+
+@exoflow.task(num_cpus=0)
+def broken():
+    return Broken()
+
+
+def test_an_input_that_cannot_be_unpickled_is_named_as_such(store):
+    with pytest.raises(exoflow.TaskFailed, match=r"(?s)'takes' .*an input could not be unpickled.*never comes back"):
+        run(takes.bind(value=broken.bind()), store)
+
+
 def test_archives_hold_what_has_left_the_journal(store):
     node = exoflow.loop(functools.partial(flows.adding, "async", 200), 0, archive=flows.archive_numbers, keep=3)
     assert run(node, store) == 20100

@@ -1,0 +1,46 @@
+"""What runs where the work runs, without Ray around it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from exoflow.codec import encode
+from exoflow.plan import build
+from exoflow.storage import MemoryStore
+from exoflow.worker import Failure, Job, Member
+
+
+@pytest.fixture
+def actor_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module with an actor class ``Opener``."""
+    lines = ["import exoflow", "", "@exoflow.actor", "class Opener:", "    def open(self):", "        pass", ""]
+    (tmp_path / "module_of_an_actor.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "module_of_an_actor"
+
+
+def test_a_member_imports_its_code_before_anything_else_runs_beside_it(actor_module, monkeypatch):
+    """Arguments of calls are unpickled in another thread than the body's, and may come as soon as it is made."""
+    opener = importlib.import_module(actor_module).Opener
+    (spec,) = build(opener.bind().open.bind()).actors
+    monkeypatch.delitem(sys.modules, actor_module)
+    member = Member(spec, "w", MemoryStore(), 0, None, None)
+    assert actor_module in sys.modules
+    assert member.start() is None
+
+
+def test_code_that_cannot_be_imported_is_told_by_the_first_call(actor_module, monkeypatch):
+    opener = importlib.import_module(actor_module).Opener
+    (spec,) = build(opener.bind().open.bind()).actors
+    monkeypatch.setitem(sys.modules, actor_module, None)
+    member = Member(spec, "w", MemoryStore(), 0, None, None)
+    assert member.start() is None
+    call = Job("w", "", "open", 0, 0, "", False, encode([[], {}]), (), method="open")
+    _, outcome = member.call(call, ())
+    assert isinstance(outcome, Failure)
+    assert "could not be started" in outcome.error
+    assert actor_module in outcome.error

@@ -37,8 +37,11 @@ lint: setup ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## Measure the online tier against the reference kernel.
-	$(BIN)/python benchmarks/bench.py
+bench: bench-online bench-engine ## Measure everything [RUNS=5].
+
+bench-online: setup ## Measure the online tier beside the reference kernel and its peers [RUNS=5 ONLY=throughput,small,...].
+	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python benchmarks/online.py --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
 
 bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RUNS=5].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
@@ -59,4 +62,4 @@ soak: setup ## Run the long forms of the crash and simulation suites.
 fig7c: setup ## CDF of online latency in the three modes [EPOCHS=350 WARMUP=150 BATCH_EVERY=20].
 	$(BIN)/python benchmarks/fig7c.py --epochs $(EPOCHS) --warmup $(WARMUP) --batch-every $(BATCH_EVERY)
 
-.PHONY: help setup demo test lint bench bench-engine services-up services-down nightly soak fig7c
+.PHONY: help setup demo test lint bench bench-online bench-engine services-up services-down nightly soak fig7c

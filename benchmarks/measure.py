@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +22,31 @@ class Side:
 
     measure: Callable[[], float]
     peer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A target, and what was measured; a value of nan was not measured."""
+
+    name: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the target is met."""
+        return (self.at_least is None or self.value >= self.at_least) and (
+            self.at_most is None or self.value <= self.at_most
+        )
+
+
+def show_goals(goals: Sequence[Goal]) -> None:
+    """Print targets beside what was measured."""
+    print("\n| target | measured | bound | holds |\n| --- | ---: | ---: | --- |")
+    for goal in goals:
+        bound = f">= {goal.at_least:g}" if goal.at_least is not None else f"<= {goal.at_most:g}"
+        print(f"| {goal.name} | {goal.value:.3g} | {bound} | {'yes' if goal.holds else 'NO'} |", flush=True)
 
 
 def interleaved(sides: Mapping[str, Side], runs: int) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ member reads its share only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from graph_stream.adjacency import Longs
 from graph_stream.algorithms import FORMAT_VERSION
+from graph_stream.ordering import Rows, dealt, in_order, merged
 from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
 
 ROW_GROUP_ROWS = 1 << 17
@@ -114,30 +115,28 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
     first_epoch, last_epoch : int
         The epochs it changed in.
     """
-    kind, key, value = changes.rows()
-    share = virtual_partition(key)
-    order = np.lexsort((value, key, kind, share))
-    starts = np.searchsorted(share[order], np.arange(VIRTUAL_PARTITIONS + 1))
+    # By virtual partition, and in each by kind: the order of kinds is that of their numbers.
+    deleted, inserted = _edge_rows(changes)
+    rows, starts = dealt([in_order(part) for part in (deleted, _contribution_rows(changes), inserted)])
     header = {
         "format_version": FORMAT_VERSION,
         "first_epoch": first_epoch,
         "last_epoch": last_epoch,
         "starts": starts.tolist(),
     }
-    table = pa.Table.from_arrays(
-        [pa.array(column[order]) for column in (kind, key, value)],
-        schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(header, separators=(",", ":")).encode()}),
-    )
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
-        row_group_size=ROW_GROUP_ROWS,
+        _SCHEMA,
         compression="zstd",
         use_dictionary=["kind"],
         column_encoding={"key": "DELTA_BINARY_PACKED", "value": "DELTA_BINARY_PACKED"},
         write_statistics=False,
-    )
+        # It would hold the header a second time, which is most of a small epoch's object.
+        store_schema=False,
+    ) as writer:
+        writer.write_table(pa.Table.from_arrays([pa.array(column) for column in rows], schema=_SCHEMA), ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({_METADATA_KEY.decode(): json.dumps(header, separators=(",", ":"))})
     return bytes(sink.getvalue())
 
 
@@ -171,7 +170,7 @@ def _open(data: bytes | pa.Buffer) -> pq.ParquetFile:
 
 
 def _header(file: pq.ParquetFile) -> Header:
-    metadata = file.schema_arrow.metadata or {}
+    metadata = file.metadata.metadata or {}
     if _METADATA_KEY not in metadata:
         message = f"a Parquet object without {_METADATA_KEY.decode()} metadata is no snapshot"
         raise CorruptSnapshot(message)
@@ -224,32 +223,54 @@ def decode(data: bytes | pa.Buffer, owned: range | None = None) -> Changes:
 
 
 def merge(older: Changes, newer: Changes, base: bool) -> Changes:
-    """Fold two adjacent ranges of epochs into one: per edge and per vertex, the newer change wins.
+    """Fold two adjacent ranges of epochs into one; see `merge_all`."""
+    return merge_all([older, newer], base)
+
+
+def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
+    """Fold adjacent ranges of epochs into one: per edge and per vertex, the newest change wins.
 
     Parameters
     ----------
-    older, newer : Changes
-        Of epochs that follow each other.
+    parts : sequence of Changes
+        Of epochs that follow each other, oldest first.
     base : bool
-        Whether ``older`` starts at the first epoch. Then there is nothing before for a delete to undo, and
+        Whether the first one starts at the first epoch. Then there is nothing before for a delete to undo, and
         deletes and zero contributions are dropped.
     """
-    (kind, key, value), newer_rows = older.rows(), newer.rows()
-    kind = np.concatenate([kind, newer_rows[0]])
-    key = np.concatenate([key, newer_rows[1]])
-    value = np.concatenate([value, newer_rows[2]])
-    is_edge = kind != 0
-    # What a row is about: an edge, or a vertex. The sort is stable, so the newer of two equal ones comes
-    # last.
-    other = np.where(is_edge, value, 0)
-    order = np.lexsort((other, key, is_edge))
-    subject = [column[order] for column in (is_edge, key, other)]
-    is_last = np.ones(len(order), np.bool_)
-    is_last[:-1] = np.logical_or.reduce([column[1:] != column[:-1] for column in subject])
-    kept = order[is_last]
-    if base:
-        kept = kept[(kind[kept] == 1) | ((kind[kept] == 0) & (value[kept] != 0))]
-    return Changes.of_rows(kind[kept], key[kept], value[kept])
+    edges = _newest([rows for part in parts for rows in _edge_rows(part)], by_value=True)
+    contributions = _newest([_contribution_rows(part) for part in parts], by_value=False)
+    inserted = edges.kind == 1
+    deleted = ~inserted & (not base)
+    kept = (contributions.value != 0) | (not base)
+    return Changes(
+        edges.key[inserted],
+        edges.value[inserted],
+        edges.key[deleted],
+        edges.value[deleted],
+        contributions.key[kept],
+        contributions.value[kept],
+    )
+
+
+def _edge_rows(part: Changes) -> tuple[Rows, Rows]:
+    """Return deleted and inserted edges, which have none in common."""
+    deleted = np.full(len(part.deleted_src), -1, np.int8)
+    inserted = np.full(len(part.inserted_src), 1, np.int8)
+    return Rows(deleted, part.deleted_src, part.deleted_dst), Rows(inserted, part.inserted_src, part.inserted_dst)
+
+
+def _contribution_rows(part: Changes) -> Rows:
+    return Rows(np.zeros(len(part.vertex), np.int8), part.vertex, part.contribution)
+
+
+def _newest(parts: Sequence[Rows], by_value: bool) -> Rows:
+    """Merge rows, oldest first; always the two neighbours that are shortest together, so that few are moved often."""
+    rows = [in_order(part) for part in parts if len(part.key)] or [_contribution_rows(Changes.none())]
+    while len(rows) > 1:
+        at = min(range(len(rows) - 1), key=lambda at: len(rows[at].key) + len(rows[at + 1].key))
+        rows[at : at + 2] = [merged(rows[at], rows[at + 1], by_value)]
+    return rows[0]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from graph_stream.algorithms import Parameters
 from graph_stream.certificate import TOLERANCE_SLACK
 from graph_stream.epoch import Summary, combine
 from graph_stream.graph import PartitionState
-from graph_stream.rounds import run_members, together
+from graph_stream.ownership import virtual_range
+from graph_stream.rounds import Exchange, run_members, together
+from graph_stream.snapshot import Changes, decode, encode
 
 Record = tuple[int, int, int]
 MASK = 2**64 - 1
@@ -174,6 +176,24 @@ class Run:
 
     def check_invariants(self) -> None:
         together(len(self.states), lambda member, exchange: self.states[member].check_invariants(exchange))
+
+
+def base_of(run: Run) -> bytes:
+    """Return the state of all members as one snapshot object."""
+    rows = zip(*(state.capture_all().rows() for state in run.states), strict=True)
+    return encode(Changes.of_rows(*(np.concatenate(columns) for columns in rows)), 1, run.epoch)
+
+
+def restored(run: Run, base: bytes, partitions: int, threads: int = 1, execution: str = "auto") -> Run:
+    """Return a new run at the epoch of another, every member having read its own share of one base object."""
+    twin = Run(run.parameters, partitions, threads, execution)
+    twin.epoch = run.epoch
+
+    def work(member: int, exchange: Exchange) -> None:
+        twin.states[member].restore(decode(base, virtual_range(member, partitions)), exchange, run.epoch)
+
+    together(partitions, work)
+    return twin
 
 
 def assert_within(

@@ -7,17 +7,22 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graph_stream import execution, graph
 from graph_stream.algorithms import Parameters
-from tests.property.online_model import Model, Run, parameters, random_stream, streams
+from tests.property.online_model import Model, Run, base_of, parameters, random_stream, restored, streams
 
-DIVISIONS = list(itertools.product([1, 2, 4], [1, 2], ["sparse", "dense", "auto"]))
+DIVISIONS = list(itertools.product([1, 2, 3, 4, 8], [1, 2], ["sparse", "dense", "auto"]))
 
 
-@settings(max_examples=15, deadline=None)
-@given(parameters=parameters, stream=streams)
-def test_one_hash_for_any_division_of_the_work(parameters, stream):
+@settings(max_examples=40, deadline=None)
+@given(
+    parameters=parameters,
+    stream=streams,
+    divisions=st.lists(st.sampled_from(DIVISIONS), min_size=6, max_size=6, unique=True),
+)
+def test_one_hash_for_any_division_of_the_work(parameters, stream, divisions):
     model = Model(parameters)
     expected = []
     for records in stream:
@@ -26,7 +31,7 @@ def test_one_hash_for_any_division_of_the_work(parameters, stream):
     influence = {vertex: model.influence.get(vertex, 0) / 2**32 for vertex in model.vertices()}
     certificates = set()
     with patch.object(execution, "INLINE_SLOTS", 0):  # threads also for tiny frontiers
-        for division in DIVISIONS:
+        for division in divisions:
             run = Run(parameters, *division)
             summaries = [run.apply(records) for records in stream]
             for summary, (state_hash, counts) in zip(summaries, expected, strict=True):
@@ -48,6 +53,25 @@ def test_one_hash_on_a_larger_stream(p):
             hashes.add(tuple(run.apply(records).state_hash for records in stream))
             run.check_invariants()
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("p", [0.00037, 0.85])
+def test_one_hash_through_restores_on_other_divisions(p):
+    parameters = Parameters(retweet_probability=p, tolerance=1e-2)
+    stream = random_stream(seed=13, epochs=6, records=400, ids=200, deletes=0.25)
+    undisturbed = Run(parameters)
+    expected = [undisturbed.apply(records).state_hash for records in stream]
+    with patch.object(execution, "INLINE_SLOTS", 0):
+        for place, division in enumerate(DIVISIONS):
+            run = Run(parameters, *division)
+            # Steps of more than six: each time the number of partitions is another one.
+            others = iter(DIVISIONS[(place + step) % len(DIVISIONS)] for step in (6, 13, 20))
+            for number, records in enumerate(stream):
+                if number in (1, 3, 5):
+                    run = restored(run, base_of(run), *next(others))
+                    run.check_invariants()
+                assert run.apply(records).state_hash == expected[number], division
+            assert run.scores() == undisturbed.scores()
 
 
 @settings(max_examples=25, deadline=None)

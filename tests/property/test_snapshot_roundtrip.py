@@ -10,25 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph_stream.epoch import combine
-from graph_stream.ownership import virtual_range
-from graph_stream.rounds import together
 from graph_stream.snapshot import Changes, Entry, Manifest, decode, encode, merge, plan_compaction
-from tests.property.online_model import Model, Record, Run, parameters, random_stream, streams
+from tests.property.online_model import Model, Record, Run, parameters, random_stream, restored, streams
 
 ALL = range(256)
-
-
-def restored(run: Run, folded: bytes, epoch: int, partitions: int) -> Run:
-    """Return a new run at ``epoch``, every member having read its own share of one base object."""
-    twin = Run(run.parameters, partitions)
-    twin.epoch = epoch
-
-    def work(member: int, exchange: Any) -> None:
-        share = virtual_range(member, partitions)
-        twin.states[member].restore(decode(folded, share), exchange, epoch)
-
-    together(partitions, work)
-    return twin
 
 
 def state_hash(run: Run) -> str:
@@ -61,7 +46,7 @@ def test_restored_state_continues_identically(parameters, stream, before, after,
     for records in stream[:cut]:
         run.apply(records)
         folded = merge(folded, delta(run), base=True)
-    twin = restored(run, encode(folded, 1, max(cut, 1)), cut, after)
+    twin = restored(run, encode(folded, 1, max(cut, 1)), after)
     assert state_hash(twin) == state_hash(run)
     twin.check_invariants()
     assert twin.scores() == run.scores()
@@ -153,6 +138,6 @@ def test_base_over_compacted_deltas_restores_every_tenth_epoch():
         if epoch % 10 == 0:
             objects = [decode(entry.blob) for entry in manifest.entries]
             folded = reduce(lambda older, newer: merge(older, newer, True), objects, Changes.none())
-            twin = restored(run, encode(folded, 1, epoch), epoch, 3)
+            twin = restored(run, encode(folded, 1, epoch), 3)
             assert state_hash(twin) == state_hash(run)
             assert len(manifest.entries) <= 12

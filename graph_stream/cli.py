@@ -171,12 +171,12 @@ def scores(run_id: str, store: str, epoch: int | None, out: Path) -> None:
 @click.option("-k", type=click.IntRange(1), default=10, help="How many.")
 @_json
 def top(run_id: str, store: str, epoch: int | None, k: int, as_json: bool) -> None:
-    """Show the most influential vertices at a committed epoch with their error bounds."""
+    """Show the most influential vertices at a committed epoch with their error bounds, and what is proven of them."""
     from graph_stream import runs
 
     opened = runs.open_run(run_id, store)
     chosen = opened.epoch_or_newest(epoch)
-    ranked = runs.top(runs.scores(opened, chosen), k).to_pylist()
+    ranked = runs.top(opened, chosen, k).to_pylist()
     if as_json:
         click.echo(json.dumps({"run_id": run_id, "epoch": chosen, "top": ranked}))
         return
@@ -184,12 +184,19 @@ def top(run_id: str, store: str, epoch: int | None, k: int, as_json: bool) -> No
 
 
 def format_top(ranked: list[dict[str, Any]]) -> str:
-    """Return a table of ranked vertices."""
-    lines = [f"{'rank':>5} {'vertex':>20} {'influence':>14} {'+/-':>10}"]
+    """Return a table of ranked vertices, and below it how much of it is proven."""
+    marks = {True: "proven", False: "-"}
+    lines = [f"{'rank':>5} {'vertex':>20} {'influence':>14} {'+/-':>10} {'in top':>7} {'order':>7}"]
     lines += [
-        f"{rank:>5} {row['vertex']:>20} {row['influence']:>14.4f} {row['error_bound']:>10.2g}"
+        f"{rank:>5} {row['vertex']:>20} {row['influence']:>14.4f} {row['error_bound']:>10.2g} "
+        f"{marks[row['proven']]:>7} {marks[row['in_order']]:>7}"
         for rank, row in enumerate(ranked, 1)
     ]
+    members, ordered = (sum(row[name] for row in ranked) for name in ("proven", "in_order"))
+    lines.append(
+        f"{members} of {len(ranked)} are proven to be in the exact top {len(ranked)}, "
+        f"{ordered} to come before the next one"
+    )
     return "\n".join(lines)
 
 

@@ -58,10 +58,18 @@ def epoch_row(
         "rounds": summary.rounds,
         "emissions": summary.emissions,
         "error_bound": summary.error_bound,
+        "e_plus": summary.e_plus,
+        "e_minus": summary.e_minus,
         "rounding_limited": summary.rounding_limited,
         "state_hash": summary.state_hash,
         "offsets": cut["offsets"],
     }
+
+
+def two_sided(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return ``e_plus`` and ``e_minus`` of an epoch; its ``error_bound`` for both where an older version wrote it."""
+    e = row["error_bound"]
+    return row.get("e_plus", e), row.get("e_minus", e)
 
 
 def archive(iterations: Sequence[exoflow.IterationView]) -> bytes:

@@ -34,6 +34,7 @@ from graph_stream.pipeline import LOOP
 from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, latency_summary
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
+from graph_stream.topk import top_k
 from ingest import EpochReader, open_source
 
 SCORES_SCHEMA = pa.schema(
@@ -240,10 +241,19 @@ def write_scores(table: pa.Table, path: Path) -> None:
     temporary.replace(path)
 
 
-def top(table: pa.Table, k: int) -> pa.Table:
-    """Return the ``k`` rows of greatest influence; of equal ones the smaller vertex first."""
-    order = table.sort_by([("influence", "descending"), ("vertex", "ascending")])
-    return order.slice(0, k)
+def top(run: Run, epoch: int, k: int) -> pa.Table:
+    """Return the ``k`` most influential vertices at a committed epoch, best first, and what is proven of them.
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns of `scores`, and the booleans ``proven`` and ``in_order`` of `topk.TopK`.
+    """
+    table = scores(run, epoch)
+    e_plus, e_minus = ledger.two_sided(run.row(epoch))
+    found = top_k(table["vertex"].to_numpy(), table["influence"].to_numpy(), e_plus, e_minus, k)
+    best = table.take(found.index)
+    return best.append_column("proven", [found.proven]).append_column("in_order", [found.in_order])
 
 
 # --- tables for reports -----------------------------------------------------------------------------------

@@ -195,9 +195,13 @@ def test_scores_and_top_agree(call, whole, tmp_path, suffix):
     assert list(table[0]) == ["vertex", "influence", "error_bound"]
     best = sorted(table, key=lambda row: (-row["influence"], row["vertex"]))[:3]
     top = call("top", *at(whole), "--epoch", 5, "-k", 3, "--json").result
+    claims = [[row.pop("proven"), row.pop("in_order")] for row in top["top"]]
     assert top == {"run_id": "r", "epoch": 5, "top": best}
     words = call("top", *at(whole), "--epoch", 5, "-k", 3).out.splitlines()
-    assert [int(line.split()[1]) for line in words[1:]] == [row["vertex"] for row in best]
+    assert [int(line.split()[1]) for line in words[1:-1]] == [row["vertex"] for row in best]
+    assert [[word == "proven" for word in line.split()[-2:]] for line in words[1:-1]] == claims
+    members, ordered = (sum(column) for column in zip(*claims, strict=True))
+    assert words[-1] == f"{members} of 3 are proven to be in the exact top 3, {ordered} to come before the next one"
 
 
 def _csv(path: Path) -> list[dict[str, float]]:

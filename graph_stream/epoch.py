@@ -48,7 +48,7 @@ class Summary(EpochResult):
     """An epoch over all members."""
 
     error_bound: float
-    """The certificate ``e``: ``|I - X| <= e*I`` at every vertex."""
+    """The certificate ``e``: ``|score - exact| <= e * exact`` at every vertex."""
     state_hash: str
     """Fingerprint of parameters, edges and contributions; 32 hex digits."""
     rounding_limited: bool
@@ -97,7 +97,7 @@ def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:
         vertices=vertices,
         edges=sum(each.edges for each in results),
         max_degree=max_degree,
-        error_bound=max(e_plus, e_minus),
+        error_bound=parameters.ranking.relative_error(e_plus, e_minus),
         state_hash=state_hash(parameters, [(each.lane_low, each.lane_high) for each in results]),
         rounding_limited=rounding_limited(max_degree, parameters),
     )

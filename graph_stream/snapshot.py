@@ -5,8 +5,8 @@ external id; a *base* holds the whole state, as a delta from nothing. Influence 
 from both (design, section 5). A snapshot at an epoch is a base and the deltas after it, listed in a
 :class:`Manifest`.
 
-Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution), ``key`` (int64: follower,
-or vertex) and ``value`` (int64: followed, or ``c``), sorted by virtual partition of the key, then kind, key,
+Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution of the run's first ranking, r + 1
+of its r-th further one), ``key`` (int64: follower, or vertex) and ``value`` (int64: followed, or ``c``), sorted by virtual partition of the key, then kind, key,
 value. The schema's metadata tells format version, epochs, and where each virtual partition starts, so that a
 member reads its share only.
 """
@@ -14,9 +14,9 @@ member reads its share only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,11 +44,25 @@ class CorruptSnapshot(ValueError):
     """Bytes that are no snapshot this release can read."""
 
 
+class Contributions(NamedTuple):
+    """Contributions of vertices in one or several rankings; shape (v,) each."""
+
+    vertex: Longs
+    contribution: Longs
+    ranking: Longs
+
+    @classmethod
+    def of_rankings(cls, parts: Sequence[tuple[Longs, Longs]]) -> Contributions:
+        """Return the contributions of all rankings, given each one's vertices and contributions."""
+        numbers = np.repeat(np.arange(len(parts)), [len(vertex) for vertex, _ in parts])
+        return cls(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), numbers)
+
+
 @dataclass(frozen=True)
 class Changes:
     """Net changes over some epochs, by external id; immutable.
 
-    All arrays are int64. An edge occurs at most once, and so does a vertex.
+    All arrays are int64. An edge occurs at most once, and so does a vertex in a ranking.
     """
 
     inserted_src: Longs
@@ -63,12 +77,16 @@ class Changes:
     """Vertices whose contribution changed; shape (v,)."""
     contribution: Longs
     """Their contribution now, 0 if they follow no one any more; shape (v,)."""
+    ranking: Longs = field(default_factory=lambda: np.empty(0, np.int64))
+    """The ranking each belongs to; shape (v,), or empty if all belong to the first."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            view = getattr(self, field.name).view()
+        if len(self.ranking) < len(self.vertex):
+            object.__setattr__(self, "ranking", np.zeros(len(self.vertex), np.int64))
+        for each in fields(self):
+            view = getattr(self, each.name).view()
             view.flags.writeable = False
-            object.__setattr__(self, field.name, view)
+            object.__setattr__(self, each.name, view)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -82,13 +100,16 @@ class Changes:
     @classmethod
     def of_rows(cls, kind: npt.NDArray[np.int8], key: Longs, value: Longs) -> Changes:
         """Return the changes that rows of the snapshot layout stand for."""
-        columns = [column[kind == of_kind] for of_kind in (1, -1, 0) for column in (key, value)]
-        return cls(*columns)
+        edges = [column[kind == of_kind] for of_kind in (1, -1) for column in (key, value)]
+        is_contribution = np.abs(kind) != 1
+        ranking = np.maximum(kind[is_contribution].astype(np.int64) - 1, 0)
+        return cls(*edges, key[is_contribution], value[is_contribution], ranking)
 
     def rows(self) -> tuple[npt.NDArray[np.int8], Longs, Longs]:
         """Return kind, key and value of every row: inserts, deletes, contributions."""
-        counts = [len(self.inserted_src), len(self.deleted_src), len(self.vertex)]
-        kind = np.repeat(np.array([1, -1, 0], np.int8), counts)
+        counts = [len(self.inserted_src), len(self.deleted_src)]
+        of_contributions = np.where(self.ranking > 0, self.ranking + 1, 0).astype(np.int8)
+        kind = np.concatenate([np.repeat(np.array([1, -1], np.int8), counts), of_contributions])
         key = np.concatenate([self.inserted_src, self.deleted_src, self.vertex])
         value = np.concatenate([self.inserted_dst, self.deleted_dst, self.contribution])
         return kind, key, value
@@ -238,17 +259,18 @@ def merge(older: Changes, newer: Changes, base: bool) -> Changes:
     kind = np.concatenate([kind, newer_rows[0]])
     key = np.concatenate([key, newer_rows[1]])
     value = np.concatenate([value, newer_rows[2]])
-    is_edge = kind != 0
-    # What a row is about: an edge, or a vertex. The sort is stable, so the newer of two equal ones comes
-    # last.
+    is_edge = np.abs(kind) == 1
+    # What a row is about: an edge, or a vertex in a ranking. The sort is stable, so the newer of two equal ones
+    # comes last.
+    section = np.where(is_edge, 1, kind)
     other = np.where(is_edge, value, 0)
-    order = np.lexsort((other, key, is_edge))
-    subject = [column[order] for column in (is_edge, key, other)]
+    order = np.lexsort((other, key, section))
+    subject = [column[order] for column in (section, key, other)]
     is_last = np.ones(len(order), np.bool_)
     is_last[:-1] = np.logical_or.reduce([column[1:] != column[:-1] for column in subject])
     kept = order[is_last]
     if base:
-        kept = kept[(kind[kept] == 1) | ((kind[kept] == 0) & (value[kept] != 0))]
+        kept = kept[(kind[kept] == 1) | (~is_edge[kept] & (value[kept] != 0))]
     return Changes.of_rows(kind[kept], key[kept], value[kept])
 
 

@@ -32,8 +32,8 @@ def test_a_lost_contribution_is_caught(monkeypatch):
     run, _ = healthy_run()
     original = kernels.deliver_each
 
-    def losing(vertices, slots, deltas, listing, found):
-        original(vertices, slots[1:], deltas[1:], listing, found)
+    def losing(vertices, ranks, slots, deltas, listing, found):
+        original(vertices, ranks, slots[1:], deltas[1:], listing, found)
 
     monkeypatch.setattr(kernels, "deliver_each", losing)
     run.apply([(0, 999, 1)])
@@ -68,10 +68,10 @@ def test_reading_influence_of_the_same_round_changes_the_hash(monkeypatch):
     run, model = healthy_run()
     original = kernels.evaluate
 
-    def eager(vertices, rule, frontier, *rest):
-        vertices.influence[frontier] += 1 << 24
-        answer = original(vertices, rule, frontier, *rest)
-        vertices.influence[frontier] -= 1 << 24
+    def eager(vertices, ranks, rule, frontier, *rest):
+        ranks.influence[frontier] += 1 << 24
+        answer = original(vertices, ranks, rule, frontier, *rest)
+        ranks.influence[frontier] -= 1 << 24
         return answer
 
     monkeypatch.setattr(kernels, "evaluate", eager)
@@ -83,8 +83,8 @@ def test_a_certificate_not_brought_up_to_date_is_caught(monkeypatch):
     run, _ = healthy_run()
     original = kernels.settle
 
-    def forgetful(vertices, rule, visits, visited, lags, *rest):
-        return original(vertices, rule, visits, visited, np.zeros_like(lags), *rest)
+    def forgetful(vertices, ranks, rule, visits, visited, lags, *rest):
+        return original(vertices, ranks, rule, visits, visited, np.zeros_like(lags), *rest)
 
     monkeypatch.setattr(kernels, "settle", forgetful)
     run.apply(NEXT)
@@ -104,7 +104,7 @@ def test_a_hash_that_misses_an_edge_is_caught(monkeypatch):
 
     monkeypatch.setattr(records, "link", unhashed)
     run.apply([(100, 101, 1)])
-    with pytest.raises(InvariantViolated, match="lane sum of the hash"):
+    with pytest.raises(InvariantViolated, match="lane sum of the edges"):
         run.check_invariants()
 
 

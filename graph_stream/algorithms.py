@@ -112,7 +112,10 @@ class Algorithm(Protocol):
         """Return what is published for each vertex of a whole graph, from ``X`` and ``b``; shape (n,) each."""
 
     def relative_error(self, e_plus: float, e_minus: float) -> float:
-        """Return ``e`` with ``|score - exact| <= e * exact``, given ``X/(1 + e_minus) <= exact X <= X/(1 - e_plus)``."""
+        """Return ``e`` with ``|score - exact| <= e * exact``.
+
+        What is given is that the exact influence lies in ``X/(1 + e_minus) .. X/(1 - e_plus)``.
+        """
 
 
 class TunkRank:

@@ -109,7 +109,8 @@ def rounding_limited(max_degree: int, parameters: Parameters) -> bool:
     """Tell whether fixed point, not the tolerance, may decide how small the largest lag gets.
 
     A contribution is rounded to a multiple of ``2**-k``, so the lag of a vertex that follows ``d`` others can
-    stay at ``d * 2**-(k+1)``, relative to its base. From half the tolerance on, the published bound may be the wider one.
+    stay at ``d * 2**-(k+1)``, relative to its base. From half the tolerance on, the published bound may be the
+    wider one.
     """
     least_base = min(1.0, parameters.weights.weight.min(initial=1.0))
     return bool(max_degree * 2.0 ** -(parameters.fixed_point_bits + 1) / least_base > parameters.tolerance / 2)
@@ -121,8 +122,9 @@ def check_capacity(vertices: int, parameters: Parameters) -> None:
     After every round a vertex has shared out at most ``b * (1 + tolerance) + p*X``, for an ``X`` it had then or
     before (and half a unit of rounding per edge), so the sum of all influence never exceeds ``sum(b) * (1 +
     tolerance) / (1 - p)``; with ``sum(b) / (1 - p) < 2**(62 - k)`` and ``tolerance < 1`` that is below
-    ``2**63`` in units of ``2**-k``. Where vertices have weights, all of them are counted, there or not. Sums within a round may wrap around and come back: int64 addition is
-    exact modulo ``2**64``, in any order. The rule itself multiplies in float64 and cannot overflow.
+    ``2**63`` in units of ``2**-k``. Where vertices have weights, all of them are counted, there or not. Sums
+    within a round may wrap around and come back: int64 addition is exact modulo ``2**64``, in any order. The
+    rule itself multiplies in float64 and cannot overflow.
 
     Raises
     ------

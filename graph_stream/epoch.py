@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,10 +51,17 @@ class Summary(EpochResult):
     error_bound: float
     """The certificate ``e``: ``|score - exact| <= e * exact`` at every vertex."""
     state_hash: str
-    """Fingerprint of parameters, edges and contributions; 32 hex digits."""
+    """Fingerprint of parameters, edges and contributions of one ranking; 32 hex digits."""
     rounding_limited: bool
     """Whether fixed point rather than the tolerance may decide how small ``e`` gets; see the certificate
     module."""
+
+
+def combined_hash(hashes: Sequence[str]) -> str:
+    """Return the ``state_hash`` of a run from those of its rankings, in their order: of one ranking, its own."""
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.blake2b("".join(hashes).encode("ascii"), digest_size=16).hexdigest()
 
 
 def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:

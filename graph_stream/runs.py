@@ -25,7 +25,7 @@ from exoflow.storage import Store, open_store
 from graph_stream import ledger, snapshot
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
-from graph_stream.epoch import combine
+from graph_stream.epoch import combine, combined_hash
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.graph import PartitionState
 from graph_stream.offline import batch_inputs
@@ -34,6 +34,7 @@ from graph_stream.pipeline import LOOP
 from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, latency_summary
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
+from graph_stream.topk import top_k
 from ingest import EpochReader, open_source
 
 SCORES_SCHEMA = pa.schema(
@@ -159,7 +160,12 @@ def state_at(run: Run, epoch: int) -> PartitionState:
         state = PartitionState(run.config.parameters())
         state.restore(load(states, blobs.read), alone, base)
     _replay(run, state, base, epoch)
-    rebuilt = combine([state.result], run.config.parameters()).state_hash
+    rebuilt = combined_hash(
+        [
+            combine([result], parameters).state_hash
+            for result, parameters in zip(state.results, run.config.parameters(), strict=True)
+        ]
+    )
     committed = run.row(epoch)["state_hash"]
     if rebuilt != committed:
         message = (
@@ -211,12 +217,16 @@ def object_path(run: Run, name: str) -> Path:
     return path
 
 
-def scores(run: Run, epoch: int) -> pa.Table:
-    """Return the influence of every vertex at a committed epoch, by vertex, with `SCORES_SCHEMA`."""
+def scores(run: Run, epoch: int, algorithm: str | None = None) -> pa.Table:
+    """Return the influence of every vertex at a committed epoch, by vertex, with `SCORES_SCHEMA`.
+
+    ``algorithm`` chooses among a run's rankings; by default the first. Raises ConfigError for one it has not.
+    """
+    ranking = run.config.ranking_of(algorithm)
     state = state_at(run, epoch)
-    vertex, influence = state.scores()
+    vertex, influence = state.scores(ranking)
     order = np.argsort(vertex)
-    bound = error_bound(influence[order], run.row(epoch)["error_bound"])
+    bound = error_bound(influence[order], ledger.of_ranking(run.row(epoch), ranking)["error_bound"])
     return pa.table([vertex[order], influence[order], bound], schema=SCORES_SCHEMA)
 
 
@@ -240,10 +250,19 @@ def write_scores(table: pa.Table, path: Path) -> None:
     temporary.replace(path)
 
 
-def top(table: pa.Table, k: int) -> pa.Table:
-    """Return the ``k`` rows of greatest influence; of equal ones the smaller vertex first."""
-    order = table.sort_by([("influence", "descending"), ("vertex", "ascending")])
-    return order.slice(0, k)
+def top(run: Run, epoch: int, k: int, algorithm: str | None = None) -> pa.Table:
+    """Return the ``k`` most influential vertices at a committed epoch, best first, and what is proven of them.
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns of `scores`, and the booleans ``proven`` and ``in_order`` of `topk.TopK`.
+    """
+    table = scores(run, epoch, algorithm)
+    e_plus, e_minus = ledger.two_sided(ledger.of_ranking(run.row(epoch), run.config.ranking_of(algorithm)))
+    found = top_k(table["vertex"].to_numpy(), table["influence"].to_numpy(), e_plus, e_minus, k)
+    best = table.take(found.index)
+    return best.append_column("proven", [found.proven]).append_column("in_order", [found.in_order])
 
 
 # --- tables for reports -----------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ external id; a *base* holds the whole state, as a delta from nothing. Influence 
 from both (design, section 5). A snapshot at an epoch is a base and the deltas after it, listed in a
 :class:`Manifest`.
 
-Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution of the run's first ranking, r + 1
-of its r-th further one), ``key`` (int64: follower, or vertex) and ``value`` (int64: followed, or ``c``), sorted by virtual partition of the key, then kind, key,
-value. The schema's metadata tells format version, epochs, and where each virtual partition starts, so that a
-member reads its share only.
+Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution of the run's first ranking,
+r + 1 of its r-th further one), ``key`` (int64: follower, or vertex) and ``value`` (int64: followed, or
+``c``), sorted by virtual partition of the key, then kind, key, value. The schema's metadata tells format
+version, epochs, and where each virtual partition starts, so that a member reads its share only.
 """
 
 from __future__ import annotations

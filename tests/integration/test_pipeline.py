@@ -44,7 +44,7 @@ class Reference:
 
 @cache
 def reference(config: RunConfig) -> Reference:
-    parameters = config.parameters()
+    (parameters,) = config.parameters()
     state = PartitionState(parameters)
     found = Reference([], [])
     last = False

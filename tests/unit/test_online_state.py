@@ -10,7 +10,7 @@ import pickle
 import numpy as np
 import pytest
 
-from graph_stream import adjacency, graph, kernels, ranking, records, rows
+from graph_stream import adjacency, kernels, ranking, records, rows
 from graph_stream.algorithms import Parameters, Weights, share
 from graph_stream.certificate import CapacityExceeded
 from graph_stream.epoch import combine

@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 from measure import Side, interleaved, rates, show, write
 
-from exoflow.executor import ensure_ray
+from exoflow.cluster import ensure_ray
 from graph_stream import Pipeline
 from graph_stream.algorithms import Parameters
 from graph_stream.epoch import combine

@@ -32,7 +32,7 @@ from postgres import private_postgres
 
 import exoflow
 from exoflow.dag import Node
-from exoflow.executor import ensure_ray
+from exoflow.cluster import ensure_ray
 from exoflow.messages import Produced
 from exoflow.records import Record
 from exoflow.storage import LocalStore

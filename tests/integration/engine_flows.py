@@ -253,7 +253,7 @@ def effective(folder: str | Path) -> dict[str, list[str]]:
 
 def pay_program(store: str, folder: str, cure: str) -> None:
     """Pay as a process of its own, and hang in the middle."""
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     exoflow.run(paying(folder, cure, "hang after"), workflow_id="w", store=store, lease_seconds=1.0)
@@ -280,7 +280,7 @@ def together(*receipts: str) -> list[str]:
 
 def gated_program(store: str, folder: str) -> None:
     """Send three things once a gate is open, as a process of its own."""
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     node = together.bind(*(send.bind(folder, gated.bind(folder, number)) for number in range(3)))
@@ -290,7 +290,7 @@ def gated_program(store: str, folder: str) -> None:
 def program(store: str, workflow_id: str, folder: str, mode: str, last: str, lease: str) -> None:
     """Run the killable loop as a process of its own; says when it starts."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     print("ready", flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import exoflow
@@ -92,7 +91,7 @@ class Partition:
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
         context = exoflow.context()
-        changes = reduce(lambda older, newer: snapshot.merge(older, newer, base=False), captured.changes)
+        changes = snapshot.merge_all(captured.changes, base=False)
         entry = _write(context, changes, captured.first_epoch, captured.last_epoch)
         manifest = self._manifest if self._keeps_deltas else Manifest()
         self._manifest = _compact(manifest.append(entry), context)
@@ -139,14 +138,13 @@ class Partition:
 
 def load(states: Sequence[dict[str, Any]], read_blob: ReadBlob, share: range | None = None) -> Changes:
     """Return the whole state (or the share of some virtual partitions) that members' manifests add up to."""
-    whole = Changes.none()
-    for state in states:
-        parts = [
-            snapshot.decode(read_blob(entry.blob), share) for entry in Manifest.from_json(state["entries"]).entries
-        ]
-        # Shares of members are disjoint, so this only puts them side by side.
-        whole = reduce(lambda older, newer: snapshot.merge(older, newer, base=True), parts, whole)
-    return whole
+    # Shares of members are disjoint, so one merge puts them side by side.
+    parts = [
+        snapshot.decode(read_blob(entry.blob), share)
+        for state in states
+        for entry in Manifest.from_json(state["entries"]).entries
+    ]
+    return snapshot.merge_all(parts, base=True)
 
 
 def _write(context: Any, changes: Changes, first_epoch: int, last_epoch: int) -> Entry:
@@ -160,6 +158,6 @@ def _compact(manifest: Manifest, context: Any) -> Manifest:
         entries = manifest.entries[due]
         base = entries[0].first_epoch == 1
         parts = [snapshot.decode(context.read_blob(entry.blob)) for entry in entries]
-        merged = reduce(lambda older, newer: snapshot.merge(older, newer, base=base), parts)
+        merged = snapshot.merge_all(parts, base)
         manifest = manifest.replace(_write(context, merged, entries[0].first_epoch, entries[-1].last_epoch))
     return manifest

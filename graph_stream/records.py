@@ -31,6 +31,9 @@ from graph_stream.ownership import VIRTUAL_PARTITIONS, member_of, mix64
 from graph_stream.rows import connect, disconnect, edges, row_place, shortage_of
 from graph_stream.statehash import Lanes, edge_lanes
 
+BLOCK_RECORDS = 1024
+"""Records that are looked up together: enough to wait for much of memory at once, few enough to stay in cache."""
+
 
 class UnknownVertex(LookupError):
     """A vertex that was to be looked up has no edge at this member."""
@@ -114,6 +117,33 @@ class _Changed(NamedTuple):
     lanes: Lanes
 
 
+class _Ahead(NamedTuple):
+    """What a block of records concerns, as it was before the block; each of shape (BLOCK_RECORDS,)."""
+
+    follower: Slots
+    """Its slot, -1 where it has none."""
+    followed: Slots
+    present: npt.NDArray[np.bool_]
+    """Whether there is the edge."""
+
+
+@compiled
+def _look_ahead(
+    vertices: Vertices, storage: Storage, src: Longs, dst: Longs, last: Longs, begin: Int, end: Int, ahead: _Ahead
+) -> None:
+    """Look up what the records concern.
+
+    Nothing here depends on the record before, so the processor waits for many places of memory at a time;
+    changing the graph record by record, it would wait for one after the other.
+    """
+    for position in range(begin, end):
+        ahead.follower[position - begin] = find(vertices, storage, src[last[position]])
+        ahead.followed[position - begin] = find(vertices, storage, dst[last[position]])
+    for at in range(end - begin):
+        follower, followed = np.int64(ahead.follower[at]), np.int64(ahead.followed[at])
+        ahead.present[at] = follower >= 0 and followed >= 0 and row_place(vertices, storage, follower, followed) >= 0
+
+
 @compiled
 def link(
     vertices: Vertices,
@@ -126,6 +156,7 @@ def link(
     end: int,
     index: int,
     partitions: int,
+    ahead: _Ahead,
     changes: _Changed,
     count: int,
 ) -> tuple[int, int, int]:
@@ -143,6 +174,8 @@ def link(
         Positions of the deciding records, of which those in ``begin .. end - 1`` are applied.
     begin, end, index, partitions : int
         Bounds in ``last``; the member, and how many there are.
+    ahead : _Ahead
+        Scratch.
     changes : _Changed
         Receives the changes from position ``count`` on.
     count : int
@@ -153,15 +186,23 @@ def link(
     position, count, shortage : int
         Where in ``last`` to go on, changes so far, and what ran short (``NOTHING`` at the end).
     """
+    first = block = begin
     for position in range(begin, end):
+        if position == block:
+            block = min(block + BLOCK_RECORDS, end)
+            _look_ahead(vertices, storage, src, dst, last, position, block, ahead)
+            first = position
         i = last[position]
-        follower = find(vertices, storage, src[i])
-        followed = find(vertices, storage, dst[i])
-        place: Int = -1
-        if follower >= 0 and followed >= 0:
-            place = row_place(vertices, storage, follower, followed)
-        if (op[i] > 0) == (place >= 0):
+        # Edges are distinct, so no other record of the block has brought or taken this one.
+        if (op[i] > 0) == ahead.present[position - first]:
             continue
+        # A vertex stays where it was, but one that was not there may have come with a record of the block.
+        follower = np.int64(ahead.follower[position - first])
+        if follower < 0:
+            follower = find(vertices, storage, src[i])
+        followed = np.int64(ahead.followed[position - first])
+        if followed < 0:
+            followed = find(vertices, storage, dst[i])
         low, high = edge_lanes(src[i], dst[i])
         if op[i] > 0:
             shortage = shortage_of(vertices, storage, follower)
@@ -175,6 +216,7 @@ def link(
             changes.lanes[0] += low
             changes.lanes[1] += high
         else:
+            place = row_place(vertices, storage, follower, followed)
             disconnect(vertices, storage, follower, followed, place)
             changes.lanes[0] -= low
             changes.lanes[1] -= high
@@ -263,6 +305,7 @@ class Adjacency:
         changed = _Changed(
             np.empty(distinct, np.int32), np.empty(distinct, np.int32), np.empty(distinct, np.int64), lanes
         )
+        ahead = _Ahead(*(np.empty(BLOCK_RECORDS, kind) for kind in (np.int32, np.int32, np.bool_)))
         position = count = 0
         while position < distinct:
             position, count, shortage = link(
@@ -276,6 +319,7 @@ class Adjacency:
                 distinct,
                 self.index,
                 self.partitions,
+                ahead,
                 changed,
                 count,
             )

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from graph_stream.adjacency import Longs
 from graph_stream.algorithms import FORMAT_VERSION
+from graph_stream.ordering import Rows, dealt, in_order, merged
 from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
 
 ROW_GROUP_ROWS = 1 << 17
@@ -44,6 +45,9 @@ class CorruptSnapshot(ValueError):
     """Bytes that are no snapshot this release can read."""
 
 
+_NO_LONGS = np.empty(0, np.int64)
+
+
 class Contributions(NamedTuple):
     """Contributions of vertices in one or several rankings; shape (v,) each."""
 
@@ -54,8 +58,9 @@ class Contributions(NamedTuple):
     @classmethod
     def of_rankings(cls, parts: Sequence[tuple[Longs, Longs]]) -> Contributions:
         """Return the contributions of all rankings, given each one's vertices and contributions."""
-        numbers = np.repeat(np.arange(len(parts)), [len(vertex) for vertex, _ in parts])
-        return cls(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), numbers)
+        numbers = [np.full(len(vertex), ranking) for ranking, (vertex, _) in enumerate(parts)]
+        columns = ([part[0] for part in parts], [part[1] for part in parts], numbers)
+        return cls(*(np.concatenate([_NO_LONGS, *column]) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,11 @@ class Changes:
         ranking = np.maximum(kind[is_contribution].astype(np.int64) - 1, 0)
         return cls(*edges, key[is_contribution], value[is_contribution], ranking)
 
+    @property
+    def rankings(self) -> int:
+        """Number of rankings that contributions are told of."""
+        return int(self.ranking.max(initial=-1)) + 1
+
     def rows(self) -> tuple[npt.NDArray[np.int8], Longs, Longs]:
         """Return kind, key and value of every row: inserts, deletes, contributions."""
         counts = [len(self.inserted_src), len(self.deleted_src)]
@@ -135,10 +145,10 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
     first_epoch, last_epoch : int
         The epochs it changed in.
     """
-    kind, key, value = changes.rows()
-    share = virtual_partition(key)
-    order = np.lexsort((value, key, kind, share))
-    starts = np.searchsorted(share[order], np.arange(VIRTUAL_PARTITIONS + 1))
+    # By virtual partition, and in each by kind: the order of kinds is that of their numbers.
+    deleted, inserted = _edge_rows(changes)
+    first, *further = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
+    rows, starts = dealt([in_order(part) for part in (deleted, first, inserted, *further)])
     header = {
         "format_version": FORMAT_VERSION,
         "first_epoch": first_epoch,
@@ -146,7 +156,7 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
         "starts": starts.tolist(),
     }
     table = pa.Table.from_arrays(
-        [pa.array(column[order]) for column in (kind, key, value)],
+        [pa.array(column) for column in rows],
         schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(header, separators=(",", ":")).encode()}),
     )
     sink = pa.BufferOutputStream()
@@ -158,6 +168,7 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
         use_dictionary=["kind"],
         column_encoding={"key": "DELTA_BINARY_PACKED", "value": "DELTA_BINARY_PACKED"},
         write_statistics=False,
+        store_schema=False,
     )
     return bytes(sink.getvalue())
 
@@ -245,33 +256,61 @@ def decode(data: bytes | pa.Buffer, owned: range | None = None) -> Changes:
 
 
 def merge(older: Changes, newer: Changes, base: bool) -> Changes:
-    """Fold two adjacent ranges of epochs into one: per edge and per vertex, the newer change wins.
+    """Fold two adjacent ranges of epochs into one; see `merge_all`."""
+    return merge_all([older, newer], base)
+
+
+def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
+    """Fold adjacent ranges of epochs into one: per edge and per vertex, the newest change wins.
 
     Parameters
     ----------
-    older, newer : Changes
-        Of epochs that follow each other.
+    parts : sequence of Changes
+        Of epochs that follow each other, oldest first.
     base : bool
-        Whether ``older`` starts at the first epoch. Then there is nothing before for a delete to undo, and
+        Whether the first one starts at the first epoch. Then there is nothing before for a delete to undo, and
         deletes and zero contributions are dropped.
     """
-    (kind, key, value), newer_rows = older.rows(), newer.rows()
-    kind = np.concatenate([kind, newer_rows[0]])
-    key = np.concatenate([key, newer_rows[1]])
-    value = np.concatenate([value, newer_rows[2]])
-    is_edge = np.abs(kind) == 1
-    # What a row is about: an edge, or a vertex in a ranking. The sort is stable, so the newer of two equal ones
-    # comes last.
-    section = np.where(is_edge, 1, kind)
-    other = np.where(is_edge, value, 0)
-    order = np.lexsort((other, key, section))
-    subject = [column[order] for column in (section, key, other)]
-    is_last = np.ones(len(order), np.bool_)
-    is_last[:-1] = np.logical_or.reduce([column[1:] != column[:-1] for column in subject])
-    kept = order[is_last]
-    if base:
-        kept = kept[(kind[kept] == 1) | (~is_edge[kept] & (value[kept] != 0))]
-    return Changes.of_rows(kind[kept], key[kept], value[kept])
+    edges = _newest([rows for part in parts for rows in _edge_rows(part)], by_value=True)
+    inserted = edges.kind == 1
+    deleted = ~inserted & (not base)
+    contributions = []
+    for ranking in range(max((part.rankings for part in parts), default=0)):
+        newest = _newest([_contribution_rows(part, ranking) for part in parts], by_value=False)
+        kept = (newest.value != 0) | (not base)
+        contributions.append((newest.key[kept], newest.value[kept]))
+    return Changes(
+        edges.key[inserted],
+        edges.value[inserted],
+        edges.key[deleted],
+        edges.value[deleted],
+        *Contributions.of_rankings(contributions),
+    )
+
+
+def _edge_rows(part: Changes) -> tuple[Rows, Rows]:
+    """Return deleted and inserted edges, which have none in common."""
+    deleted = np.full(len(part.deleted_src), -1, np.int8)
+    inserted = np.full(len(part.inserted_src), 1, np.int8)
+    return Rows(deleted, part.deleted_src, part.deleted_dst), Rows(inserted, part.inserted_src, part.inserted_dst)
+
+
+def _contribution_rows(part: Changes, ranking: int) -> Rows:
+    of_ranking = part.ranking == ranking
+    kind = np.full(np.count_nonzero(of_ranking), ranking + 1 if ranking else 0, np.int8)
+    return Rows(kind, part.vertex[of_ranking], part.contribution[of_ranking])
+
+
+def _newest(parts: Sequence[Rows], by_value: bool) -> Rows:
+    """Merge rows, oldest first; always the two neighbours that are shortest together, so that few are moved often."""
+    rows = [in_order(part) for part in parts if len(part.key)] or [_NO_ROWS]
+    while len(rows) > 1:
+        at = min(range(len(rows) - 1), key=lambda at: len(rows[at].key) + len(rows[at + 1].key))
+        rows[at : at + 2] = [merged(rows[at], rows[at + 1], by_value)]
+    return rows[0]
+
+
+_NO_ROWS = Rows(np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,6 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
         use_dictionary=["kind"],
         column_encoding={"key": "DELTA_BINARY_PACKED", "value": "DELTA_BINARY_PACKED"},
         write_statistics=False,
-        store_schema=False,
     )
     return bytes(sink.getvalue())
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
+import ray.exceptions
 from ray._private import ray_constants
 
+from exoflow.errors import ClusterLost
+
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+SECONDS_BETWEEN_LOOKS = 2.0
 _TEMPORARY_PREFIX = "exoflow-ray-"
 
 
@@ -30,6 +36,8 @@ def ensure_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Every outcome is read as an event; values of attempts that were given up need no complaint.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # Ray remembers what became of each of a hundred thousand tasks: some 16 kB an epoch that nobody reads.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=log_to_driver, logging_level="warning")
         return
@@ -67,3 +75,37 @@ def _remove_leftovers() -> None:
         pid = folder.name.removeprefix(_TEMPORARY_PREFIX).split("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class NodeWatch:
+    """Tells when the node that this process works through has died; nothing that waits for Ray would notice.
+
+    Parameters
+    ----------
+    tell : callable
+        Gets a `ClusterLost`, once, from a thread of the watch.
+    """
+
+    def __init__(self, tell: Callable[[ClusterLost], None]) -> None:
+        self._tell = tell
+        self._node = ray.get_runtime_context().get_node_id()
+        self._stopped = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._run, name="exoflow-node-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch. A Ray that has died is let go of, so that the next one can be started or joined."""
+        self._stopped.set()
+        self._thread.join(SECONDS_BETWEEN_LOOKS)
+        if self.lost:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(SECONDS_BETWEEN_LOOKS):
+            with contextlib.suppress(ray.exceptions.RayError):
+                if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self._node):
+                    self.lost = True
+                    self._tell(ClusterLost(self._node))
+                    return

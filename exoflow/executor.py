@@ -20,6 +20,8 @@ import ray.exceptions
 
 from exoflow import wire
 from exoflow.backlog import Backlog, Name
+from exoflow.cluster import NodeWatch
+from exoflow.errors import ClusterLost
 from exoflow.messages import (
     ActorLost,
     Event,
@@ -64,7 +66,9 @@ class _Gathering:
 class RayExecutor:
     """Carries out the instructions that concern running code."""
 
-    def __init__(self, workflow_id: str, store_uri: str, generation: int, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self, workflow_id: str, store_uri: str, generation: int, post: Callable[[Event | ClusterLost], None]
+    ) -> None:
         self._workflow_id = workflow_id
         self._store_uri = store_uri
         self._generation = generation
@@ -75,6 +79,7 @@ class RayExecutor:
         self._calls: dict[tuple[str, int], str] = {}
         self._running: dict[tuple[str, int], Any] = {}
         self._tasks: dict[Any, Any] = {}
+        self._watch_of_node = NodeWatch(post)
         self._backlog = Backlog(ray.cluster_resources().get("CPU", 1.0))
         self._waiting: dict[Name, Submit] = {}
         self._held: dict[Name, tuple[Submit, set[Name]]] = {}
@@ -240,6 +245,12 @@ class RayExecutor:
         """End all actors of this workflow, and all attempts that nobody waits for any more."""
         self._waiting.clear()
         self._held.clear()
+        if not self._watch_of_node.lost:
+            self._end_all()
+        self._values.clear()
+        self._watch_of_node.stop()
+
+    def _end_all(self) -> None:
         for outcome in set(self._running.values()):
             ray.cancel(outcome, force=True)
         self._running.clear()
@@ -248,7 +259,6 @@ class RayExecutor:
                 with contextlib.suppress(Exception):
                     ray.kill(handle, no_restart=True)
         self._actors.clear()
-        self._values.clear()
 
     def _remote(self, function: Any, spec: TaskSpec, num_returns: int) -> Any:
         """Return Ray's function for a task, made once for all tasks that run the same code with the same resources.

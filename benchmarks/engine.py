@@ -31,8 +31,8 @@ from measure import Side, environment, interleaved, rates, show, write
 from postgres import private_postgres
 
 import exoflow
+from exoflow.cluster import ensure_ray
 from exoflow.dag import Node
-from exoflow.executor import ensure_ray
 from exoflow.messages import Produced
 from exoflow.records import Record
 from exoflow.storage import LocalStore

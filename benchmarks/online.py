@@ -20,7 +20,7 @@ import online_speed
 import ray
 from measure import environment
 
-from exoflow.executor import ensure_ray
+from exoflow.cluster import ensure_ray
 
 SECTIONS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "throughput": online_speed.throughput,

@@ -9,6 +9,7 @@ from exoflow.codec import Blob
 from exoflow.dag import actor, loop, stop, task
 from exoflow.effects import Done, NotDone, Unknown
 from exoflow.errors import (
+    ClusterLost,
     CorruptRecord,
     DefinitionError,
     EffectNotDone,
@@ -32,6 +33,7 @@ from exoflow.worker import context
 __all__ = [
     "Blob",
     "Checkpoint",
+    "ClusterLost",
     "CorruptRecord",
     "DefinitionError",
     "Done",

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from exoflow.blobs import Blobs
+from exoflow.cluster import ensure_ray
 from exoflow.controller import Controller, Observer
 from exoflow.dag import Node, Stop
 from exoflow.effects import Done, NotDone
@@ -24,7 +25,6 @@ from exoflow.errors import (
     WorkflowNotFound,
     WorkflowRunning,
 )
-from exoflow.executor import ensure_ray
 from exoflow.journal import Journal, Tail, plan_key, read_journal
 from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, this_process, wait_until_claimable
 from exoflow.plan import Plan, build, difference, digest_of

@@ -11,6 +11,7 @@
         TaskFailed           a task gave up: its error is the cause
         InDoubt              an effect may or may not have happened; `exoflow resolve` settles it
         Fenced               another owner took the workflow over; this process must stop
+      ClusterLost            the Ray node that the owner works through has died; resume
       EffectNotDone          raised by a task's body: it vouches that it has had no effect
       StorageError           carries key
         StorageUnavailable   the store is out of reach, full or not writable; never means "absent"
@@ -132,6 +133,17 @@ class StorageError(ExoflowError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from key and message."""
         return (type(self), (self.key, str(self)))
+
+
+class ClusterLost(ExoflowError):
+    """The Ray node that the owner works through has died. The workflow is interrupted, and can be resumed."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
+
+    def __str__(self) -> str:
+        return f"the Ray node {self.node} of this process has died; resume the workflow"
 
 
 class StorageUnavailable(StorageError):

@@ -7,32 +7,21 @@ loss is an event. What a task costs here, step by step, is in docs/performance.m
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import os
 import queue
-import shutil
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private import ray_constants
 
-from exoflow import wire, worker
+from exoflow import wire
 from exoflow.backlog import Backlog, Name
-from exoflow.blobs import Blobs
-from exoflow.codec import Blob, StoredReference
-from exoflow.errors import StorageUnavailable
+from exoflow.cluster import NodeWatch
+from exoflow.errors import ClusterLost
 from exoflow.messages import (
     ActorLost,
     Event,
@@ -55,209 +44,8 @@ from exoflow.messages import (
 )
 from exoflow.plan import ActorSpec, TaskSpec
 from exoflow.records import Value
+from exoflow.remote import BUNDLE, HOST, PERSIST, TASK
 from exoflow.worker import Failure, Refusal, Settlement, live_inputs, make_job
-
-PATIENCE_SECONDS = 0.1
-DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
-_TEMPORARY_PREFIX = "exoflow-ray-"
-
-
-def ensure_ray(
-    *, num_cpus: int | None = None, object_store_bytes: int | None = None, log_to_driver: bool = True
-) -> None:
-    """Join Ray if this process or ``RAY_ADDRESS`` says where it is; else start it as children of the process.
-
-    Ray started here has its own temporary folder, no dashboard and no usage reports, and ends with the
-    process, however that ends.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Every outcome is read as an event; values of attempts that were given up need no complaint.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=log_to_driver, logging_level="warning")
-        return
-    _keep_to_loopback()
-    _remove_leftovers()
-    folder = tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=tempfile.gettempdir())
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=num_cpus or os.cpu_count(),
-        object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=log_to_driver,
-        logging_level="error",
-        _temp_dir=folder,
-    )
-    if threading.current_thread() is threading.main_thread():
-        # Ray puts a handler of its own; how this process ends is for its caller to say.
-        signal.signal(signal.SIGTERM, on_terminate)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-
-def _keep_to_loopback() -> None:
-    """Let a Ray of our own listen on 127.0.0.1 alone.
-
-    Ray has one switch for that, meant for other systems; it is read when Ray is imported, and again by the
-    processes that Ray starts.
-    """
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-
-
-def _remove_leftovers() -> None:
-    """Remove temporary folders of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*"):
-        pid = folder.name.removeprefix(_TEMPORARY_PREFIX).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _run_task(packed: bytes, *values: Any) -> tuple[Any, bytes]:
-    job = wire.unpack_job(packed)
-    value, outcome = worker.run_task(job, values, references=RayReferences(job.workflow_id, job.store_uri))
-    return value, wire.pack(outcome)
-
-
-def _run_bundle(packed: list[bytes]) -> tuple[Any, ...]:
-    """Run attempts one after the other; those that would wait too long for the ones before are not run."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    values: list[Any] = []
-    outcomes: list[bytes | None] = []
-    for each in packed:
-        if time.monotonic() > deadline:
-            values.append(worker.Unavailable())
-            outcomes.append(None)
-            continue
-        value, outcome = _run_task(each)
-        values.append(value)
-        outcomes.append(outcome)
-    return (*values, outcomes)
-
-
-def _persist_output(workflow_id: str, store_uri: str, known: tuple[Blob, ...], value: Any) -> Value | Failure:
-    references = RayReferences(workflow_id, store_uri, known)
-    return worker.persist_output(value, Blobs(worker.store_at(store_uri), workflow_id, references, known))
-
-
-def _load_value(workflow_id: str, store_uri: str, value: Value) -> Any:
-    return Blobs(worker.store_at(store_uri), workflow_id, RayReferences(workflow_id, store_uri)).load(value)
-
-
-class RayReferences:
-    """Ray's object references inside values.
-
-    Ray runs a task where most bytes of its arguments lie. So what a reference stands for is made durable on
-    the node that holds it, many at once, and never passes through the process that asks.
-    """
-
-    kind = ray.ObjectRef
-    lost = ray.exceptions.ObjectLostError
-
-    def __init__(self, workflow_id: str, store_uri: str, known: tuple[Blob, ...] = ()) -> None:
-        self._where = (workflow_id, store_uri)
-        self._known = known
-
-    def save(self, references: Sequence[Any]) -> list[StoredReference]:
-        """Make durable what each reference stands for; raises StorageUnavailable."""
-        made = ray.get([_PERSIST.remote(*self._where, self._known, reference) for reference in references])
-        for value in made:
-            if isinstance(value, Failure):
-                message = f"a reference could not be made durable: {value.error}"
-                raise StorageUnavailable(self._where[0], message)
-        return [StoredReference(value.to_json(), value.blobs) for value in made]
-
-    def load(self, shown: Mapping[str, Any]) -> Any:
-        """Return a reference to a value that Ray will read from the store; starts Ray if need be."""
-        ensure_ray()
-        return _LOAD.remote(*self._where, Value.from_json(dict(shown)))
-
-
-class _MemberHost:
-    """A Ray actor around one `worker.Member`.
-
-    The body runs in one thread of its own, so that user code always sees the same thread; waiting for the
-    right moment, messages of other members and persisting go on beside it.
-    """
-
-    def __init__(self, spec: ActorSpec, workflow_id: str, store_uri: str, index: int, restore: Value | None) -> None:
-        self._loop = asyncio.get_event_loop()
-        self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-persist")
-        self._changed = asyncio.Event()
-        self._started = asyncio.Event()
-        self._index = index
-        self._peers: list[Any] = []
-        self._round = 0
-        # There from the beginning: another member may start, and write, before this one.
-        self._mail: list[queue.SimpleQueue[tuple[int, Any]]] = [queue.SimpleQueue() for _ in range(spec.members)]
-        self._early: dict[tuple[int, int], Any] = {}
-        exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
-        store = worker.store_at(store_uri)
-        references = RayReferences(workflow_id, store_uri)
-        self._member = worker.Member(
-            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references
-        )
-
-    async def start(self, peers: list[Any]) -> str | None:
-        """Learn who the other members are, then make the user's object; tell if its stored state is damaged."""
-        self._peers = peers
-        damage = await self._loop.run_in_executor(self._body, self._member.start)
-        self._started.set()
-        return damage
-
-    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
-    async def call(self, packed: bytes, *values: Any) -> tuple[Any, bytes]:
-        """Run a call once the member is in the state that the call expects."""
-        job = wire.unpack_job(packed)
-        await self._started.wait()
-        while job.leaves and self._member.token != job.expects:
-            self._changed.clear()
-            await self._changed.wait()
-        value, outcome = await self._loop.run_in_executor(self._body, self._member.call, job, values)
-        self._changed.set()
-        return value, wire.pack(outcome)
-
-    async def persist(self, attempt: int) -> Value | Failure:
-        """Make durable the state that a call captured."""
-        return await self._loop.run_in_executor(None, self._member.persist, attempt)
-
-    async def deliver(self, sender: int, number: int, message: Any) -> None:
-        """Take a message of another member; Ray may deliver two of them the other way round."""
-        self._mail[sender].put((number, message))
-
-    def _exchange(self, messages: Sequence[Any]) -> list[Any]:
-        self._round += 1
-        for index, peer in enumerate(self._peers):
-            if index != self._index:
-                peer.deliver.remote(self._index, self._round, messages[index])
-        received = []
-        for index in range(len(self._peers)):
-            if index == self._index:
-                received.append(messages[index])
-                continue
-            received.append(self._receive(index))
-        return received
-
-    def _receive(self, sender: int) -> Any:
-        """Return a member's message of this round; it can be at most one round ahead of us."""
-        while (sender, self._round) not in self._early:
-            number, message = self._mail[sender].get()
-            if number not in (self._round, self._round + 1):
-                text = f"member {sender} is in round {number} while member {self._index} is in {self._round}"
-                raise RuntimeError(text)
-            self._early[sender, number] = message
-        return self._early.pop((sender, self._round))
-
-
-# Made once per process: Ray exports what it makes here to the cluster, and every worker fetches it from there.
-_TASK = ray.remote(max_retries=0)(_run_task)
-_BUNDLE = ray.remote(max_retries=0)(_run_bundle)
-# Writing a value again is harmless, so this is the one thing that Ray may repeat by itself.
-_PERSIST = ray.remote(num_cpus=0, max_retries=3)(_persist_output)
-_LOAD = ray.remote(num_cpus=0, max_retries=3)(_load_value)
-_HOST = ray.remote(max_restarts=0, max_task_retries=0)(_MemberHost)
 
 
 @dataclasses.dataclass(slots=True)
@@ -278,7 +66,9 @@ class _Gathering:
 class RayExecutor:
     """Carries out the instructions that concern running code."""
 
-    def __init__(self, workflow_id: str, store_uri: str, generation: int, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self, workflow_id: str, store_uri: str, generation: int, post: Callable[[Event | ClusterLost], None]
+    ) -> None:
         self._workflow_id = workflow_id
         self._store_uri = store_uri
         self._generation = generation
@@ -289,6 +79,7 @@ class RayExecutor:
         self._calls: dict[tuple[str, int], str] = {}
         self._running: dict[tuple[str, int], Any] = {}
         self._tasks: dict[Any, Any] = {}
+        self._watch_of_node = NodeWatch(post)
         self._backlog = Backlog(ray.cluster_resources().get("CPU", 1.0))
         self._waiting: dict[Name, Submit] = {}
         self._held: dict[Name, tuple[Submit, set[Name]]] = {}
@@ -306,11 +97,13 @@ class RayExecutor:
         spec = order.spec
         options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **spec.options.ray_options()}
         handles = [
-            _HOST.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore)
+            HOST.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore)
             for index in range(spec.members)
         ]
         for handle in handles:
             self._watch_start(handle.start.remote(handles), spec.id, order.incarnation)
+            # A member may die after its last answer, with a message on its way that the others wait for.
+            self._watch_start(handle.stay.remote(), spec.id, order.incarnation)
         self._actors[spec.id] = (spec, order.incarnation, handles)
 
     def stop_actor(self, order: StopActor) -> None:
@@ -377,7 +170,7 @@ class RayExecutor:
     def _start_bundle(self, orders: list[Submit], kind: Any) -> None:
         """Submit attempts that run one after the other in one process, each with a value of its own."""
         jobs = [self._job(order)[0] for order in orders]
-        *values, outcomes = self._remote(_BUNDLE, orders[0].spec, len(jobs) + 1).remote(jobs)
+        *values, outcomes = self._remote(BUNDLE, orders[0].spec, len(jobs) + 1).remote(jobs)
         names = [(order.spec.id, order.attempt) for order in orders]
         for name, value in zip(names, values, strict=True):
             self._values[name] = [value]
@@ -410,7 +203,7 @@ class RayExecutor:
         name = (order.spec.id, order.attempt)
         timeout = order.spec.options.timeout
         if order.call is None:
-            value, outcome = self._remote(_TASK, order.spec, 2).remote(job, *values)
+            value, outcome = self._remote(TASK, order.spec, 2).remote(job, *values)
             self._values[name] = [value]
             self._running[name] = outcome
             self._watch(outcome, name, 0, None, _Gathering([None], grouped=False, timeout=timeout), kind)
@@ -433,7 +226,7 @@ class RayExecutor:
         actor = None
         if order.output:
             where = (self._workflow_id, self._store_uri, order.known)
-            outputs = [_PERSIST.remote(*where, value) for value in self._values[name]]
+            outputs = [PERSIST.remote(*where, value) for value in self._values[name]]
         if order.state:
             spec, incarnation, handles = self._actors[self._calls[name]]
             actor = (spec.id, incarnation)
@@ -454,6 +247,12 @@ class RayExecutor:
         """End all actors of this workflow, and all attempts that nobody waits for any more."""
         self._waiting.clear()
         self._held.clear()
+        if not self._watch_of_node.lost:
+            self._end_all()
+        self._values.clear()
+        self._watch_of_node.stop()
+
+    def _end_all(self) -> None:
         for outcome in set(self._running.values()):
             ray.cancel(outcome, force=True)
         self._running.clear()
@@ -462,14 +261,13 @@ class RayExecutor:
                 with contextlib.suppress(Exception):
                     ray.kill(handle, no_restart=True)
         self._actors.clear()
-        self._values.clear()
 
     def _remote(self, function: Any, spec: TaskSpec, num_returns: int) -> Any:
         """Return Ray's function for a task, made once for all tasks that run the same code with the same resources.
 
         Ray then counts them as one kind; a name for each task would be a kind for each.
         """
-        key = (function is _BUNDLE, num_returns, _kind(spec))
+        key = (function is BUNDLE, num_returns, _kind(spec))
         made = self._tasks.get(key)
         if made is None:
             code = "" if spec.code is None else spec.code.name
@@ -521,7 +319,7 @@ class RayExecutor:
             reports = [report for report in gathering.reports if report is not None]
             if len(reports) < len(gathering.reports):
                 return None
-            return Produced(task, attempt, _joined(reports) if gathering.grouped else outcome)
+            return Produced(task, attempt, Report.group(reports) if gathering.grouped else outcome)
         if gathering.told:
             return None
         gathering.told = True
@@ -608,18 +406,6 @@ def _group(values: list[Value | None], grouped: bool) -> Value | None:
         return values[0]
     present = [value for value in values if value is not None]
     return Value.group(present) if len(present) == len(values) else None
-
-
-def _joined(reports: list[Report]) -> Report:
-    """Return one report for the members of a group."""
-    return Report(
-        _group([report.output for report in reports], grouped=True),
-        _group([report.state for report in reports], grouped=True),
-        any(report.stop for report in reports),
-        any(report.wants_checkpoint for report in reports),
-        min(report.started_at for report in reports),
-        max(report.finished_at for report in reports),
-    )
 
 
 def _loss(error: BaseException, task: str, attempt: int, actor: tuple[str, int] | None) -> Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 from exoflow.codec import Blob
 from exoflow.effects import Verdict
@@ -35,6 +36,20 @@ class Report:
     wants_checkpoint: bool = False
     started_at: float = 0.0
     finished_at: float = 0.0
+
+    @staticmethod
+    def group(reports: Sequence[Report]) -> Report:
+        """Join the reports of an actor's members into one: what not all of them made is not there."""
+        outputs = [report.output for report in reports if report.output is not None]
+        states = [report.state for report in reports if report.state is not None]
+        return Report(
+            Value.group(outputs) if len(outputs) == len(reports) else None,
+            Value.group(states) if len(states) == len(reports) else None,
+            any(report.stop for report in reports),
+            any(report.wants_checkpoint for report in reports),
+            min(report.started_at for report in reports),
+            max(report.finished_at for report in reports),
+        )
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -234,7 +249,8 @@ class Submit:
     intent : Intended or None
         The announcement that an external body acts on.
     last : bool
-        No attempt follows an exception of this one, so ``catch_exceptions`` applies.
+        No attempt follows an exception of this one, and none before it may have had the effect, so
+        ``catch_exceptions`` applies.
     """
 
     spec: TaskSpec

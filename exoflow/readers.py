@@ -12,11 +12,11 @@ from typing import Any
 
 from exoflow.blobs import Blobs
 from exoflow.errors import InDoubt, TaskFailed, WorkflowError, WorkflowNotFound
-from exoflow.executor import RayReferences
 from exoflow.journal import Tail, plan_key, read_journal
 from exoflow.ownership import looks_alive
 from exoflow.plan import Plan
 from exoflow.records import Committed, Finished, History, Status
+from exoflow.remote import RayReferences
 from exoflow.settings import chosen_store
 from exoflow.storage import Store
 from exoflow.views import IterationView, archive_folder, archive_tiles, iteration_views

@@ -34,7 +34,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Vertices(NamedTuple):
-    """State per slot; every array has shape (capacity,). A free slot has ``degree`` -1."""
+    """Graph per slot; every array has shape (capacity,). A free slot has ``degree`` -1."""
 
     id: npt.NDArray[np.int64]
     """External id."""
@@ -48,18 +48,6 @@ class Vertices(NamedTuple):
     """Where its row starts in the arena; in a free slot, the next free slot or -1."""
     row_bits: npt.NDArray[np.int8]
     """Binary logarithm of its row's length, 0 without a row."""
-    influence: npt.NDArray[np.int64]
-    """``X``; for a ghost, what is to be sent to its owner."""
-    contribution: npt.NDArray[np.int64]
-    """``c``."""
-    touched: npt.NDArray[np.bool_]
-    """To be looked at in the next round."""
-    visited: npt.NDArray[np.bool_]
-    """Looked at in this epoch."""
-    lag_plus: npt.NDArray[np.uint16]
-    """Bucket its positive lag is counted in."""
-    lag_minus: npt.NDArray[np.uint16]
-    """Bucket its negative lag is counted in."""
 
 
 class Storage(NamedTuple):
@@ -96,12 +84,6 @@ def empty(slots: int = 1024, arena: int = 4096) -> tuple[Vertices, Storage]:
         followers=np.zeros(slots, np.int32),
         row=np.zeros(slots, np.int64),
         row_bits=np.zeros(slots, np.int8),
-        influence=np.zeros(slots, np.int64),
-        contribution=np.zeros(slots, np.int64),
-        touched=np.zeros(slots, np.bool_),
-        visited=np.zeros(slots, np.bool_),
-        lag_plus=np.zeros(slots, np.uint16),
-        lag_minus=np.zeros(slots, np.uint16),
     )
     storage = Storage(
         slots=np.full(2 * slots, -1, np.int32),
@@ -144,11 +126,16 @@ def grow(vertices: Vertices, storage: Storage, shortage: int) -> tuple[Vertices,
     return vertices, storage
 
 
-def _doubled(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+def widened(array: npt.NDArray[Scalar], length: int) -> npt.NDArray[Scalar]:
+    """Return a longer copy of an array, with zeros behind."""
     # Zeroed pages cost no memory before their first use.
-    wider = np.zeros(2 * len(array), array.dtype)
+    wider = np.zeros(length, array.dtype)
     wider[: len(array)] = array
     return wider
+
+
+def _doubled(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    return widened(array, 2 * len(array))
 
 
 @compiled
@@ -199,8 +186,6 @@ def add(vertices: Vertices, storage: Storage, vertex: Int, owned: bool) -> Int:
     vertices.degree[slot] = 0
     vertices.followers[slot] = 0
     vertices.row_bits[slot] = 0
-    vertices.influence[slot] = 0
-    vertices.contribution[slot] = 0
     size = len(storage.slots)
     place = _home(np.uint64(vertex), size)
     while storage.slots[place] >= 0:

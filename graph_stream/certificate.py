@@ -1,7 +1,7 @@
 """The proven error bound that is published with an epoch.
 
-With ``y_f = 1 + p*X_f`` (what follower ``f`` ought to share out) and ``d_f*c_f`` (what it has shared out),
-the lag of ``f`` is ``y_f - d_f*c_f``. If every lag lies in ``[-e_minus, e_plus]``, then ``X/(1 + e_minus) <=
+With ``y_f = b_f + p*X_f`` (what follower ``f`` ought to share out) and ``d_f*c_f`` (what it has shared out),
+the lag of ``f`` is ``(y_f - d_f*c_f) / b_f``. If every lag lies in ``[-e_minus, e_plus]``, then ``X/(1 + e_minus) <=
 I <= X/(1 - e_plus)`` at every vertex (design, section 5), so ``|I - X| <= e*I`` with ``e = max(e_plus,
 e_minus)``.
 
@@ -109,19 +109,22 @@ def rounding_limited(max_degree: int, parameters: Parameters) -> bool:
     """Tell whether fixed point, not the tolerance, may decide how small the largest lag gets.
 
     A contribution is rounded to a multiple of ``2**-k``, so the lag of a vertex that follows ``d`` others can
-    stay at ``d * 2**-(k+1)``. From half the tolerance on, the published bound may be the wider one.
+    stay at ``d * 2**-(k+1)``, relative to its base. From half the tolerance on, the published bound may be the
+    wider one.
     """
-    return max_degree * 2.0 ** -(parameters.fixed_point_bits + 1) > parameters.tolerance / 2
+    least_base = min(1.0, parameters.weights.weight.min(initial=1.0))
+    return bool(max_degree * 2.0 ** -(parameters.fixed_point_bits + 1) / least_base > parameters.tolerance / 2)
 
 
 def check_capacity(vertices: int, parameters: Parameters) -> None:
     """Refuse a graph whose sums might leave int64.
 
-    After every round a vertex has shared out at most ``1 + tolerance + p*X``, for an ``X`` it had then or
-    before (and half a unit of rounding per edge), so the sum of all influence never exceeds ``vertices * (1 +
-    tolerance) / (1 - p)``; with ``vertices / (1 - p) < 2**(62 - k)`` and ``tolerance < 1`` that is below
-    ``2**63`` in units of ``2**-k``. Sums within a round may wrap around and come back: int64 addition is
-    exact modulo ``2**64``, in any order. The rule itself multiplies in float64 and cannot overflow.
+    After every round a vertex has shared out at most ``b * (1 + tolerance) + p*X``, for an ``X`` it had then or
+    before (and half a unit of rounding per edge), so the sum of all influence never exceeds ``sum(b) * (1 +
+    tolerance) / (1 - p)``; with ``sum(b) / (1 - p) < 2**(62 - k)`` and ``tolerance < 1`` that is below
+    ``2**63`` in units of ``2**-k``. Where vertices have weights, all of them are counted, there or not. Sums
+    within a round may wrap around and come back: int64 addition is exact modulo ``2**64``, in any order. The
+    rule itself multiplies in float64 and cannot overflow.
 
     Raises
     ------
@@ -129,10 +132,12 @@ def check_capacity(vertices: int, parameters: Parameters) -> None:
         If the limit is reached.
     """
     capacity = 2 ** (62 - parameters.fixed_point_bits)
-    if vertices / (1.0 - parameters.retweet_probability) >= capacity:
+    bases = vertices + float(parameters.weights.weight.sum())
+    if bases / (1.0 - parameters.factor) >= capacity:
+        name = "retweet probability" if parameters.algorithm == "tunkrank" else "damping"
+        and_weights = f" and weights of {bases - vertices:g}" if len(parameters.weights) else ""
         message = (
-            f"{vertices} vertices at retweet probability {parameters.retweet_probability} exceed what 64-bit "
-            f"fixed point carries: vertices / (1 - p) must stay below {capacity}; use a smaller retweet "
-            "probability"
+            f"{vertices} vertices{and_weights} at {name} {parameters.factor} exceed what 64-bit fixed point carries: "
+            f"vertices / (1 - p) must stay below {capacity}; use a smaller {name}"
         )
         raise CapacityExceeded(message)

@@ -20,6 +20,7 @@ import click
 import exoflow
 from exoflow.storage.location import as_options
 from exoflow.storage.option import store_option
+from graph_stream.algorithms import ALGORITHMS
 from graph_stream.config import CHECKPOINTS, RunConfig
 from graph_stream.errors import GraphStreamError
 from graph_stream.progress import Meter
@@ -42,6 +43,9 @@ _json = click.option(
     "--json", "as_json", cls=_Option, is_flag=True, help="Print one JSON object as the last line of stdout."
 )
 _epoch = click.option("--epoch", type=click.IntRange(1), help="Default: the newest committed epoch.")
+_ranking = click.option(
+    "--algorithm", type=click.Choice(list(ALGORITHMS)), help="Which ranking.  [default: the run's first]"
+)
 _take_over = click.option(
     "--take-over", is_flag=True, help="Claim the run although its owner looks alive; that process is stopped."
 )
@@ -69,8 +73,20 @@ def cli() -> None:
     help="File, folder or rmat:// URI.",
 )
 @click.option("--columns", default="src,dst", help="src,dst[,time][,op] in the order of the file.")
-@click.option("--algorithm", type=click.Choice(["tunkrank"]), default="tunkrank", help="What to compute.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(list(ALGORITHMS)),
+    multiple=True,
+    default=["tunkrank"],
+    help="What to compute; may be repeated.",
+)
 @click.option("--retweet-probability", type=float, default=0.00037, help="p of TunkRank, 0 <= p < 1.")
+@click.option("--damping", type=float, default=0.85, help="p of PageRank, 0 <= p < 1.")
+@click.option(
+    "--personalization",
+    metavar="FILE",
+    help="CSV or Parquet with columns vertex, weight: whom PageRank favours; others weigh 1.  [default: nobody]",
+)
 @click.option("--tolerance", type=float, default=1e-3, help="Relative error to work down to.")
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), default="async", help="When an epoch is durable.")
 @click.option("--checkpoint-every", type=int, default=1, help="Epochs between two deltas of the graph.")
@@ -152,14 +168,15 @@ def epochs(run_id: str, store: str, as_json: bool) -> None:
 @_run_id
 @_store
 @_epoch
+@_ranking
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.parquet or .csv")
-def scores(run_id: str, store: str, epoch: int | None, out: Path) -> None:
+def scores(run_id: str, store: str, epoch: int | None, algorithm: str | None, out: Path) -> None:
     """Write vertex, influence and error_bound (absolute) of every vertex at a committed epoch."""
     from graph_stream import runs
 
     opened = runs.open_run(run_id, store)
     chosen = opened.epoch_or_newest(epoch)
-    table = runs.scores(opened, chosen)
+    table = runs.scores(opened, chosen, algorithm)
     runs.write_scores(table, out)
     click.echo(f"{len(table)} vertices at epoch {chosen} -> {out}", err=True)
 
@@ -168,15 +185,16 @@ def scores(run_id: str, store: str, epoch: int | None, out: Path) -> None:
 @_run_id
 @_store
 @_epoch
+@_ranking
 @click.option("-k", type=click.IntRange(1), default=10, help="How many.")
 @_json
-def top(run_id: str, store: str, epoch: int | None, k: int, as_json: bool) -> None:
+def top(run_id: str, store: str, epoch: int | None, algorithm: str | None, k: int, as_json: bool) -> None:
     """Show the most influential vertices at a committed epoch with their error bounds, and what is proven of them."""
     from graph_stream import runs
 
     opened = runs.open_run(run_id, store)
     chosen = opened.epoch_or_newest(epoch)
-    ranked = runs.top(opened, chosen, k).to_pylist()
+    ranked = runs.top(opened, chosen, k, algorithm).to_pylist()
     if as_json:
         click.echo(json.dumps({"run_id": run_id, "epoch": chosen, "top": ranked}))
         return
@@ -204,11 +222,12 @@ def format_top(ranked: list[dict[str, Any]]) -> str:
 @_run_id
 @_store
 @_epoch
+@_ranking
 @click.option("--master", default="local[*]", help="local[N] or spark://HOST:PORT")
 @_json
-def batch(run_id: str, store: str, epoch: int | None, master: str, as_json: bool) -> None:
+def batch(run_id: str, store: str, epoch: int | None, algorithm: str | None, master: str, as_json: bool) -> None:
     """Compute the exact answer of a committed epoch in Spark."""
-    done, chosen, _ = _exact(run_id, store, epoch, master)
+    done, chosen, _ = _exact(run_id, store, epoch, algorithm, master)
     shown = {"run_id": run_id, "epoch": chosen, "path": done["path"], "seconds": done["seconds"]}
     click.echo(json.dumps(shown) if as_json else f"epoch {chosen}: {done['path']} ({done['seconds']:.1f} s)")
 
@@ -217,11 +236,12 @@ def batch(run_id: str, store: str, epoch: int | None, master: str, as_json: bool
 @_run_id
 @_store
 @_epoch
+@_ranking
 @click.option("--master", default="local[*]", help="local[N] or spark://HOST:PORT")
 @_json
-def audit(run_id: str, store: str, epoch: int | None, master: str, as_json: bool) -> None:
+def audit(run_id: str, store: str, epoch: int | None, algorithm: str | None, master: str, as_json: bool) -> None:
     """Compare the online answer with the exact one; exits 1 if any vertex is out of its bound."""
-    done, chosen, found = _exact(run_id, store, epoch, master, compare=True)
+    done, chosen, found = _exact(run_id, store, epoch, algorithm, master, compare=True)
     assert found is not None
     shown = {
         "run_id": run_id,
@@ -241,26 +261,28 @@ def audit(run_id: str, store: str, epoch: int | None, master: str, as_json: bool
 
 
 def _exact(
-    run_id: str, store: str, epoch: int | None, master: str, *, compare: bool = False
+    run_id: str, store: str, epoch: int | None, algorithm: str | None, master: str, *, compare: bool = False
 ) -> tuple[dict[str, Any], int, Any]:
-    from graph_stream import offline, runs
+    from graph_stream import ledger, offline, runs
     from spark.step import SparkSteps
 
     opened = runs.open_run(run_id, store)
     chosen = opened.epoch_or_newest(epoch)
-    output = runs.object_path(opened, offline.output_name(chosen))
+    ranking = opened.config.ranking_of(algorithm)
+    parameters = opened.config.parameters()[ranking]
+    output = runs.object_path(opened, offline.output_name(chosen, opened.config, ranking))
     with tempfile.TemporaryDirectory(prefix="exoflow-spark-") as scratch:
         steps = SparkSteps(Path(scratch), master)
         try:
             with runs.batch_files(opened, chosen, Path(scratch)) as inputs:
-                done = offline.compute_exact(steps, inputs, output, uuid.uuid4().hex, opened.config)
+                done = offline.compute_exact(steps, inputs, output, uuid.uuid4().hex, parameters)
         finally:
             steps.close()
     found = None
     if compare:
         state = runs.state_at(opened, chosen)
-        e = opened.row(chosen)["error_bound"]
-        found = offline.compare_with(state, e, Path(done["path"]), done["manifest"]["relative_error"])
+        e = ledger.of_ranking(opened.row(chosen), ranking)["error_bound"]
+        found = offline.compare_with(state, ranking, e, Path(done["path"]), done["manifest"]["relative_error"])
     return done, chosen, found
 
 

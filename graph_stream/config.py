@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graph_stream.algorithms import Parameters
+from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
+from graph_stream.personalization import read_weights, sha256_of
 
 CHECKPOINTS = ("none", "async", "sync")
 
@@ -23,8 +24,12 @@ class RunConfig:
         Where the records come from: URIs, or absolute paths.
     columns : str
         Meaning of the columns, such as ``src,dst``.
-    algorithm, retweet_probability, tolerance : str, float, float
-        What is computed, and to which relative error.
+    algorithm : tuple of str
+        What is computed, one ranking or several over the same graph; the first is what readers get unasked.
+    retweet_probability, damping, tolerance : float
+        ``p`` of TunkRank and of PageRank, and the relative error to work down to.
+    personalization, personalization_sha256 : str or None
+        File with weights of vertices for PageRank, and the digest of its content.
     checkpoint : {"none", "async", "sync"}
         When an epoch becomes durable.
     checkpoint_every : int
@@ -52,7 +57,7 @@ class RunConfig:
 
     sources: tuple[str, ...]
     columns: str = "src,dst"
-    algorithm: str = "tunkrank"
+    algorithm: tuple[str, ...] = ("tunkrank",)
     retweet_probability: float = 0.00037
     tolerance: float = 1e-3
     checkpoint: str = "async"
@@ -65,6 +70,13 @@ class RunConfig:
     batch_every: int | None = None
     keep_epochs: int = 100
     max_bad_records: int | None = None
+    damping: float = 0.85
+    personalization: str | None = None
+    personalization_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.algorithm, str):
+            object.__setattr__(self, "algorithm", (self.algorithm,))
 
     def checked(self) -> RunConfig:
         """Return the configuration with sources made absolute; raises ConfigError."""
@@ -85,24 +97,69 @@ class RunConfig:
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
             raise ConfigError(message)
+        if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
+            message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
+            raise ConfigError(message)
+        made = self
+        if self.personalization is not None:
+            path = _absolute(self.personalization)
+            made = dataclasses.replace(made, personalization=path, personalization_sha256=sha256_of(path))
+            if "pagerank" not in self.algorithm:
+                message = "--personalization needs --algorithm pagerank"
+                raise ConfigError(message)
         try:
-            self.parameters()
+            made.parameters()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return dataclasses.replace(self, sources=tuple(_absolute(source) for source in self.sources))
+        return dataclasses.replace(made, sources=tuple(_absolute(source) for source in self.sources))
 
-    def parameters(self) -> Parameters:
-        """Return what the online computation depends on; raises ValueError."""
-        return Parameters(self.algorithm, self.retweet_probability, self.tolerance)
+    def parameters(self) -> tuple[Parameters, ...]:
+        """Return what the online computation depends on, ranking by ranking; raises ValueError, ConfigError."""
+        weights = Weights.none()
+        if self.personalization is not None and self.personalization_sha256 is not None:
+            weights = read_weights(self.personalization, self.personalization_sha256)
+        return tuple(
+            Parameters(
+                name,
+                self.retweet_probability,
+                self.tolerance,
+                damping=self.damping,
+                weights=weights if ALGORITHMS[name].weighted else Weights.none(),
+            )
+            for name in self._known_algorithms()
+        )
+
+    def ranking_of(self, algorithm: str | None) -> int:
+        """Return the number of the ranking by an algorithm, of the first for None.
+
+        Raises
+        ------
+        ConfigError
+            When the run does not compute it.
+        """
+        if algorithm is None:
+            return 0
+        if algorithm not in self.algorithm:
+            message = f"this run computes {', '.join(self.algorithm)}, not {algorithm}"
+            raise ConfigError(message)
+        return self.algorithm.index(algorithm)
+
+    def _known_algorithms(self) -> tuple[str, ...]:
+        for name in self.algorithm:
+            if name not in ALGORITHMS:
+                message = f"unknown algorithm {name!r}; known: {', '.join(ALGORITHMS)}"
+                raise ConfigError(message)
+        return self.algorithm
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
-        return {**dataclasses.asdict(self), "sources": list(self.sources)}
+        return {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
         """Invert `to_json`."""
-        return RunConfig(**{**shown, "sources": tuple(shown["sources"])})
+        made = RunConfig(**{**shown, "sources": tuple(shown["sources"])})
+        return dataclasses.replace(made, algorithm=tuple(made.algorithm))
 
     def difference(self, given: RunConfig) -> list[str]:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""

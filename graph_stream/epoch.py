@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,12 +49,19 @@ class Summary(EpochResult):
     """An epoch over all members."""
 
     error_bound: float
-    """The certificate ``e``: ``|I - X| <= e*I`` at every vertex."""
+    """The certificate ``e``: ``|score - exact| <= e * exact`` at every vertex."""
     state_hash: str
-    """Fingerprint of parameters, edges and contributions; 32 hex digits."""
+    """Fingerprint of parameters, edges and contributions of one ranking; 32 hex digits."""
     rounding_limited: bool
     """Whether fixed point rather than the tolerance may decide how small ``e`` gets; see the certificate
     module."""
+
+
+def combined_hash(hashes: Sequence[str]) -> str:
+    """Return the ``state_hash`` of a run from those of its rankings, in their order: of one ranking, its own."""
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.blake2b("".join(hashes).encode("ascii"), digest_size=16).hexdigest()
 
 
 def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:
@@ -97,7 +105,7 @@ def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:
         vertices=vertices,
         edges=sum(each.edges for each in results),
         max_degree=max_degree,
-        error_bound=max(e_plus, e_minus),
+        error_bound=parameters.ranking.relative_error(e_plus, e_minus),
         state_hash=state_hash(parameters, [(each.lane_low, each.lane_high) for each in results]),
         rounding_limited=rounding_limited(max_degree, parameters),
     )

@@ -20,6 +20,7 @@ from graph_stream import kernels
 from graph_stream.adjacency import USED, Longs, Scalar, Slots, Storage, Vertices
 from graph_stream.certificate import BUCKETS
 from graph_stream.kernels import Found, Rule, Visits
+from graph_stream.ranks import Ranks
 from graph_stream.statehash import Lanes
 
 Execution = Literal["auto", "sparse", "dense"]
@@ -76,7 +77,7 @@ def _widened(array: npt.NDArray[Scalar], room: int) -> npt.NDArray[Scalar]:
 
 
 class Executor:
-    """Executes the rounds of one member's epochs.
+    """Executes the rounds of one ranking at one member.
 
     Parameters
     ----------
@@ -95,27 +96,27 @@ class Executor:
         self._pool = ThreadPoolExecutor(threads - 1, "round") if threads > 1 else None
         self._dense = False
 
-    def touch(self, vertices: Vertices, slots: Slots) -> None:
+    def touch(self, ranks: Ranks, slots: Slots) -> None:
         """Put slots into the frontier, beside what may be in it."""
         touched = np.empty(len(slots), np.int32)
-        count = kernels.touch(vertices, slots, touched)
+        count = kernels.touch(ranks, slots, touched)
         for workspace, part in zip(
             self._workspaces, np.array_split(touched[:count], len(self._workspaces)), strict=True
         ):
-            workspace.fit_slots(len(vertices.id))
+            workspace.fit_slots(len(ranks.touched))
             found = workspace.found
             begin = int(found.counts[0])
             found.frontier[begin : begin + len(part)] = part
             found.counts[0] = begin + len(part)
         self._dense = self._dense or self._execution == "dense"
 
-    def round(self, vertices: Vertices, storage: Storage, slots: Slots, deltas: Longs) -> int:
+    def round(self, vertices: Vertices, storage: Storage, ranks: Ranks, slots: Slots, deltas: Longs) -> int:
         """Evaluate the frontier, then deliver what it emits and some further deltas.
 
         Parameters
         ----------
-        vertices, storage
-            The graph.
+        vertices, storage, ranks
+            The graph; the state of the ranking.
         slots : ndarray of int32, shape (n,)
             Targets of further deltas: what edge changes give and take.
         deltas : ndarray of int64, shape (n,)
@@ -130,10 +131,10 @@ class Executor:
         for workspace in self._workspaces:
             workspace.fit_slots(len(vertices.id))
         size = used if self._dense else sum(int(each.found.counts[0]) for each in self._workspaces)
-        messages = sum(self._each(lambda thread: self._evaluate(vertices, storage, thread, used), size))
+        messages = sum(self._each(lambda thread: self._evaluate(vertices, storage, ranks, thread, used), size))
         self._dense = self._is_dense(messages + len(slots), used)
-        self._each(lambda bucket: self._deliver(vertices, bucket), messages)
-        self.deliver(vertices, slots, deltas)
+        self._each(lambda bucket: self._deliver(vertices, ranks, bucket), messages)
+        self.deliver(vertices, ranks, slots, deltas)
         return sum(workspace.emitted for workspace in self._workspaces)
 
     def _is_dense(self, messages: int, slots: int) -> bool:
@@ -141,16 +142,17 @@ class Executor:
             return messages * DENSE_SHARE >= slots
         return self._execution == "dense"
 
-    def _evaluate(self, vertices: Vertices, storage: Storage, thread: int, used: int) -> int:
+    def _evaluate(self, vertices: Vertices, storage: Storage, ranks: Ranks, thread: int, used: int) -> int:
         workspace = self._workspaces[thread]
         count = int(workspace.found.counts[0])
         if self._dense:
             threads = len(self._workspaces)
             first, last = used * thread // threads, used * (thread + 1) // threads
-            count = kernels.scan(vertices, first, last, workspace.found.frontier)
+            count = kernels.scan(ranks, first, last, workspace.found.frontier)
         workspace.fit_emissions(count)
         workspace.visited, workspace.emitted, entries = kernels.evaluate(
             vertices,
+            ranks,
             self._rule,
             workspace.found.frontier[:count],
             workspace.visits,
@@ -171,10 +173,11 @@ class Executor:
         )
         return int(entries)
 
-    def _deliver(self, vertices: Vertices, bucket: int) -> None:
+    def _deliver(self, vertices: Vertices, ranks: Ranks, bucket: int) -> None:
         for source in self._workspaces:
             kernels.deliver(
                 vertices,
+                ranks,
                 source.targets,
                 source.ends,
                 bucket,
@@ -184,29 +187,31 @@ class Executor:
                 self._workspaces[bucket].found,
             )
 
-    def deliver(self, vertices: Vertices, slots: Slots, deltas: Longs) -> None:
+    def deliver(self, vertices: Vertices, ranks: Ranks, slots: Slots, deltas: Longs) -> None:
         """Add deltas to the influence of slots; those become part of the next round's frontier."""
         self._workspaces[0].fit_slots(len(vertices.id))
-        kernels.deliver_each(vertices, slots, deltas, not self._dense, self._workspaces[0].found)
+        kernels.deliver_each(vertices, ranks, slots, deltas, not self._dense, self._workspaces[0].found)
 
-    def take_ghosts(self, vertices: Vertices) -> tuple[Longs, Longs]:
+    def take_ghosts(self, vertices: Vertices, ranks: Ranks) -> tuple[Longs, Longs]:
         """Return external ids and sums of what was delivered to ghosts since the last call, and zero them."""
         slots = np.concatenate([each.found.ghosts[: each.found.counts[1]] for each in self._workspaces])
         for workspace in self._workspaces:
             workspace.found.counts[1] = 0
-        deltas = vertices.influence[slots]
-        vertices.influence[slots] = 0
-        vertices.touched[slots] = False
+        deltas = ranks.influence[slots]
+        ranks.influence[slots] = 0
+        ranks.touched[slots] = False
         changed = deltas != 0
         return vertices.id[slots[changed]], deltas[changed]
 
-    def forget(self, vertices: Vertices) -> None:
+    def forget(self, ranks: Ranks) -> None:
         """Empty the frontier."""
-        vertices.touched[:] = False
+        ranks.touched[:] = False
         for workspace in self._workspaces:
             workspace.found.counts[:] = 0
 
-    def settle(self, vertices: Vertices, lags: npt.NDArray[np.int64], lanes: Lanes) -> tuple[Longs, Longs]:
+    def settle(
+        self, vertices: Vertices, ranks: Ranks, lags: npt.NDArray[np.int64], lanes: Lanes
+    ) -> tuple[Longs, Longs]:
         """Close an epoch: bring lag counts and lane sums up to date.
 
         Returns
@@ -215,21 +220,23 @@ class Executor:
             Vertices whose contribution changed in the epoch, in no particular order.
         """
         visited = sum(workspace.visited for workspace in self._workspaces)
-        parts = self._each(lambda thread: self._settle(vertices, thread), visited)
+        parts = self._each(lambda thread: self._settle(vertices, ranks, thread), visited)
         for _, _, some_lags, some_lanes in parts:
             lags += some_lags
             lanes += some_lanes
         lags[:, 0] = 0
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-    def _settle(self, vertices: Vertices, thread: int) -> tuple[Longs, Longs, npt.NDArray[np.int64], Lanes]:
+    def _settle(
+        self, vertices: Vertices, ranks: Ranks, thread: int
+    ) -> tuple[Longs, Longs, npt.NDArray[np.int64], Lanes]:
         workspace = self._workspaces[thread]
         lags = np.zeros((2, BUCKETS), np.int64)
         lanes = np.zeros(2, np.uint64)
         changed = np.empty(workspace.visited, np.int64)
         contribution = np.empty(workspace.visited, np.int64)
         count = kernels.settle(
-            vertices, self._rule, workspace.visits, workspace.visited, lags, lanes, changed, contribution
+            vertices, ranks, self._rule, workspace.visits, workspace.visited, lags, lanes, changed, contribution
         )
         workspace.visited = 0
         return changed[:count], contribution[:count], lags, lanes

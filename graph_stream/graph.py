@@ -1,38 +1,27 @@
-"""One member of the online tier: the vertices it owns, their edges, and TunkRank kept up to date on them.
+"""One member of the online tier: the vertices it owns, their edges, and the rankings kept up to date on them.
 
-Per vertex ``X`` (influence) and ``c`` (what it emitted to each vertex it follows) are int64 fixed point.
-After every round, in exact integers, ``X_x = sum of c_f over the followers f of x`` (design, section 5). An
-epoch applies the net edge changes and runs rounds of the rule (:func:`graph_stream.algorithms.share`) until
-one does nothing anywhere.
+An epoch applies the net edge changes once, and then, ranking by ranking, runs rounds of the rule
+(:func:`graph_stream.algorithms.share`) until one does nothing anywhere.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import invariants, kernels
-from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Slots, Storage, Vertices
+from graph_stream import invariants
+from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.algorithms import Parameters
-from graph_stream.certificate import BUCKETS, largest_lag
 from graph_stream.epoch import EpochResult
-from graph_stream.execution import Execution, Executor
+from graph_stream.execution import Execution
+from graph_stream.invariants import InvariantViolated
 from graph_stream.ownership import owner, virtual_range
-from graph_stream.records import Adjacency, Links, UnknownVertex, check_records, flat
+from graph_stream.ranking import Outcome, Ranking
+from graph_stream.records import Adjacency, Links, UnknownVertex, check_records
 from graph_stream.rounds import Exchange, Message, deal, together
-from graph_stream.snapshot import Changes
-
-ROUND_CAP = 10_000
-"""Rounds after which an epoch ends unfinished, publishes the lag it measured, and leaves the rest to the next
-one. Part of the format version."""
+from graph_stream.snapshot import Changes, Contributions
 
 _LOAD_EDGES = 1 << 20
-
-
-class InvariantViolated(Exception):
-    """The state of a member contradicts itself, or that of another member."""
 
 
 class PartitionState:
@@ -40,8 +29,8 @@ class PartitionState:
 
     Parameters
     ----------
-    parameters : Parameters
-        What to compute; the same for all members.
+    parameters : Parameters or tuple of Parameters
+        What to compute, one ranking or several over the same graph; the same for all members.
     index : int
         This member, counted from 0.
     partitions : int
@@ -59,7 +48,7 @@ class PartitionState:
 
     def __init__(
         self,
-        parameters: Parameters,
+        parameters: Parameters | tuple[Parameters, ...],
         index: int = 0,
         partitions: int = 1,
         threads: int = 1,
@@ -72,16 +61,21 @@ class PartitionState:
         if execution not in ("auto", "sparse", "dense"):
             message = f"execution must be 'auto', 'sparse' or 'dense', not {execution!r}"
             raise ValueError(message)
-        self.parameters = parameters
         self.index = index
         self.partitions = partitions
-        self._rule = kernels.rule_of(parameters)
-        self._executor = Executor(self._rule, threads, execution)
         self._adjacency = Adjacency(index, partitions)
-        self._lags = np.zeros((2, BUCKETS), np.int64)
-        self._lanes = np.zeros(2, np.uint64)
+        self._edge_lanes = np.zeros(2, np.uint64)
+        given = parameters if isinstance(parameters, tuple) else (parameters,)
+        self.rankings = tuple(
+            Ranking(number, each, self._adjacency, threads, execution) for number, each in enumerate(given)
+        )
         self._changes = Changes.none()
-        self.result = self._summarise(0)
+        self.results = self._summarise(0)
+
+    @property
+    def result(self) -> EpochResult:
+        """What the last epoch did, for the first ranking."""
+        return self.results[0]
 
     @property
     def _vertices(self) -> Vertices:
@@ -115,7 +109,8 @@ class PartitionState:
     def nbytes(self) -> int:
         """Bytes of graph and state in use: of what can grow, the part written to."""
         counters = self._storage.counters
-        per_slot = sum(array.itemsize for array in self._vertices)
+        arrays = (*self._vertices, *(array for ranking in self.rankings for array in ranking.ranks))
+        per_slot = sum(array.itemsize for array in arrays)
         return int(
             counters[USED] * per_slot
             + counters[ARENA] * self._storage.arena.itemsize
@@ -124,7 +119,7 @@ class PartitionState:
         )
 
     def apply(self, epoch: int, src: Longs, dst: Longs, op: npt.NDArray[np.int8], exchange: Exchange) -> EpochResult:
-        """Apply the records of an epoch and bring the influence up to date.
+        """Apply the records of an epoch and bring the rankings up to date.
 
         Parameters
         ----------
@@ -140,7 +135,7 @@ class PartitionState:
         Returns
         -------
         EpochResult
-            Also kept as ``result``.
+            Of the first ranking; ``results`` has those of all.
 
         Raises
         ------
@@ -152,122 +147,73 @@ class PartitionState:
             message = f"epoch {epoch} cannot follow epoch {self.epoch}"
             raise ValueError(message)
         check_records(src, dst, op)
-        links = self._adjacency.change_edges(src, dst, op, self._lanes)
+        links = self._adjacency.change_edges(src, dst, op, self._edge_lanes)
         gone = [links.follower[links.change < 0], links.followed[links.change < 0]]
-        round_, emissions, capped = self._run_rounds(epoch, links, exchange, gone)
-        vertex, contribution = self._executor.settle(self._vertices, self._lags, self._lanes)
+        news = self._news(links)
+        for ranking in self.rankings:
+            ranking.run(epoch, links, news, lambda message: self._swap(message, exchange), gone)
+            news = (news[0][:0], news[1][:0])
+        contributions = Contributions.of_rankings([ranking.settle() for ranking in self.rankings])
         self._adjacency.release(np.concatenate(gone))
-        if capped:
-            self._recount()
+        for ranking in self.rankings:
+            if ranking.outcome.capped:
+                ranking.recount()
         inserted = links.record[links.change > 0]
         deleted = links.record[links.change < 0]
-        self._changes = Changes(src[inserted], dst[inserted], src[deleted], dst[deleted], vertex, contribution)
-        self.result = self._summarise(
+        self._changes = Changes(src[inserted], dst[inserted], src[deleted], dst[deleted], *contributions)
+        self.results = self._summarise(
             epoch,
             inserted=len(inserted),
             deleted=len(deleted),
             unchanged=links.records - links.self_loops - len(links.record),
             self_loops=links.self_loops,
-            rounds=round_,
-            emissions=emissions,
-            capped=capped,
         )
         return self.result
 
-    def _run_rounds(self, epoch: int, links: Links, exchange: Exchange, gone: list[Slots]) -> tuple[int, int, bool]:
-        """Run rounds until one does nothing anywhere.
+    def _news(self, links: Links) -> tuple[Longs, Longs]:
+        """Return whose number of followers here has changed among other members' vertices, and by how many."""
+        remote = ~self._vertices.owned[links.followed]
+        return self._vertices.id[links.followed[remote]], links.change[remote]
 
-        Appends to ``gone`` the slots that lost a follower on another member's word. Returns the number of
-        rounds, this member's emissions, and whether the rounds were cut off.
-        """
-        slots = links.followed
-        # Taken before any emission: a new edge gives, and an old one takes back, the contribution as it was.
-        deltas = links.change * self._vertices.contribution[links.follower]
-        remote = ~self._vertices.owned[slots]
-        followed, followers = self._vertices.id[slots[remote]], links.change[remote]
-        self._executor.touch(self._vertices, links.follower)
-        activity = len(slots)
-        emissions = 0
-        for round_ in range(ROUND_CAP):
-            emitted = self._executor.round(self._vertices, self._storage, slots, deltas)
-            emissions += emitted
-            targets, sums = self._executor.take_ghosts(self._vertices)
-            message = Message(epoch, round_, activity + emitted, targets, sums, followed, followers)
-            answers = self._exchange(message, exchange)
-            for answer in answers:
-                gone.append(self._adjacency.change_followers(answer.followed, answer.followers))
-                self._receive(answer)
-            if not any(answer.activity for answer in answers):
-                return round_ + 1, emissions, False
-            slots, deltas, activity = slots[:0], deltas[:0], 0
-            followed, followers = followed[:0], followers[:0]
-        return ROUND_CAP, emissions, True
-
-    def _exchange(self, message: Message, exchange: Exchange) -> list[Message]:
+    def _swap(self, message: Message, exchange: Exchange) -> list[Message]:
         """Deal a message to the owners of the vertices in it; return the answers of all members."""
         answers = exchange(deal(message, self.partitions))
         for member, answer in enumerate(answers):
-            if (answer.epoch, answer.round) != (message.epoch, message.round):
+            if answer.place != message.place:
                 text = (
-                    f"member {member} is at epoch {answer.epoch}, round {answer.round}, "
-                    f"member {self.index} at epoch {message.epoch}, round {message.round}"
+                    f"member {member} is at epoch, ranking and round {answer.place}, "
+                    f"member {self.index} at {message.place}"
                 )
                 raise InvariantViolated(text)
         return answers
 
-    def _receive(self, message: Message) -> None:
-        slots = self._adjacency.slots_of(message.targets)
-        self._executor.deliver(self._vertices, slots, flat(message.deltas))
-
-    def _recount(self) -> None:
-        """Compute certificate and hash from scratch, and make who is overdue the frontier."""
-        self._lags[:] = 0
-        self._lanes[:] = 0
-        kernels.recount(
-            self._vertices,
-            self._storage,
-            self._rule,
-            self._vertices.lag_plus,
-            self._vertices.lag_minus,
-            self._lags,
-            self._lanes,
-        )
-        self._lags[:, 0] = 0
-        self._executor.forget(self._vertices)
-        self._executor.touch(self._vertices, self._overdue())
-
-    def _overdue(self) -> Slots:
-        slots = np.empty(self._storage.counters[OWNED], np.int32)
-        return slots[: kernels.overdue(self._vertices, self._storage, self._rule, slots)]
-
     def _summarise(
-        self,
-        epoch: int,
-        inserted: int = 0,
-        deleted: int = 0,
-        unchanged: int = 0,
-        self_loops: int = 0,
-        rounds: int = 0,
-        emissions: int = 0,
-        capped: bool = False,
-    ) -> EpochResult:
-        return EpochResult(
-            epoch=epoch,
-            inserted=inserted,
-            deleted=deleted,
-            unchanged=unchanged,
-            self_loops=self_loops,
-            rounds=rounds,
-            emissions=emissions,
-            capped=capped,
-            e_plus=largest_lag(self._lags[0], self.parameters.tolerance),
-            e_minus=largest_lag(self._lags[1], self.parameters.tolerance),
-            lane_low=int(self._lanes[0]),
-            lane_high=int(self._lanes[1]),
-            vertices=self.vertices,
-            edges=self.edges,
-            max_degree=self.max_degree,
-        )
+        self, epoch: int, inserted: int = 0, deleted: int = 0, unchanged: int = 0, self_loops: int = 0
+    ) -> tuple[EpochResult, ...]:
+        results = []
+        for ranking in self.rankings:
+            e_plus, e_minus = ranking.bounds
+            lanes = self._edge_lanes + ranking.lanes
+            results.append(
+                EpochResult(
+                    epoch=epoch,
+                    inserted=inserted,
+                    deleted=deleted,
+                    unchanged=unchanged,
+                    self_loops=self_loops,
+                    rounds=ranking.outcome.rounds,
+                    emissions=ranking.outcome.emissions,
+                    capped=ranking.outcome.capped,
+                    e_plus=e_plus,
+                    e_minus=e_minus,
+                    lane_low=int(lanes[0]),
+                    lane_high=int(lanes[1]),
+                    vertices=self.vertices,
+                    edges=self.edges,
+                    max_degree=self.max_degree,
+                )
+            )
+        return tuple(results)
 
     def capture(self) -> Changes:
         """Return what the last epoch changed, in external ids; immutable and independent of the state."""
@@ -276,36 +222,28 @@ class PartitionState:
     def capture_all(self) -> Changes:
         """Return the whole state as inserts and contributions: a base."""
         follower, followed = self._adjacency.edge_slots()
-        emitting = np.flatnonzero(self._vertices.contribution[: self._storage.counters[USED]])
         ids = self._vertices.id
         none = np.empty(0, np.int64)
-        return Changes(
-            ids[follower],
-            ids[followed],
-            none,
-            none,
-            ids[emitting],
-            self._vertices.contribution[emitting],
-        )
+        contributions = Contributions.of_rankings([ranking.emitting() for ranking in self.rankings])
+        return Changes(ids[follower], ids[followed], none, none, *contributions)
 
-    def scores(self) -> tuple[Longs, npt.NDArray[np.float64]]:
-        """Return ids and influence of the owned vertices.
+    def scores(self, ranking: int = 0) -> tuple[Longs, npt.NDArray[np.float64]]:
+        """Return ids of the owned vertices, in no particular order, and the score of each in one of the rankings.
 
         Returns
         -------
         vertices : ndarray of int64, shape (n,)
-            External ids, in no particular order.
-        influence : ndarray of float64, shape (n,)
-            ``X`` of each.
+            External ids.
+        scores : ndarray of float64, shape (n,)
+            What the algorithm reads out. Algorithms that normalise do so over this member's vertices, so it must
+            own all of them.
         """
-        slots = self._adjacency.owned_slots()
-        influence = self._vertices.influence[slots] / self.parameters.scale
-        return self._vertices.id[slots], influence
+        return self.rankings[ranking].scores()
 
     def restore(self, changes: Changes, exchange: Exchange, epoch: int) -> None:
         """Load a whole state into this new one, and rebuild influence by one pass and one exchange.
 
-        ``result`` then holds the restored state's counts, certificate and lane sums, so that
+        ``results`` then hold the restored state's counts, certificate and lane sums, so that
         :func:`graph_stream.epoch.combine` gives its hash, with nothing inserted, deleted or emitted.
 
         Parameters
@@ -329,34 +267,34 @@ class PartitionState:
             message = f"a whole state has no deletes, this one has {len(changes.deleted_src)}: merge with base=True"
             raise ValueError(message)
         self._load(changes)
-        kernels.spread(self._vertices, self._storage, self._vertices.influence)
-        sums = self._ghost_message(epoch, self._vertices.influence, self._vertices.followers)
-        self._vertices.influence[self._adjacency.ghost_slots()] = 0
-        for answer in self._exchange(sums, exchange):
-            self._adjacency.change_followers(answer.followed, answer.followers)
-            self._receive(answer)
-        self._recount()
-        self.result = self._summarise(epoch, capped=len(self._overdue()) > 0)
+        followers: Longs | None = self._vertices.followers.astype(np.int64)
+        for ranking in self.rankings:
+            told = ranking.ghost_message(epoch, ranking.ranks.influence, followers)
+            ranking.take_ghosts()
+            for answer in self._swap(told, exchange):
+                self._adjacency.change_followers(answer.followed, answer.followers)
+                ranking.receive(answer)
+            followers = None
+        for ranking in self.rankings:
+            ranking.fit()
+            ranking.recount()
+            ranking.outcome = Outcome(capped=len(ranking.overdue()) > 0)
+        self.results = self._summarise(epoch)
 
     def _load(self, changes: Changes) -> None:
         mine = owner(changes.inserted_src, self.partitions) == self.index
         src, dst = changes.inserted_src[mine], changes.inserted_dst[mine]
         for begin in range(0, len(src), _LOAD_EDGES):
             part = slice(begin, begin + _LOAD_EDGES)
-            self._adjacency.change_edges(src[part], dst[part], np.ones(len(src[part]), np.int8), self._lanes)
+            self._adjacency.change_edges(src[part], dst[part], np.ones(len(src[part]), np.int8), self._edge_lanes)
         mine = owner(changes.vertex, self.partitions) == self.index
-        vertex, contribution = changes.vertex[mine], changes.contribution[mine]
         try:
-            self._vertices.contribution[self._adjacency.slots_of(vertex)] = contribution
+            for number, ranking in enumerate(self.rankings):
+                of_ranking = mine & (changes.ranking == number)
+                ranking.load(changes.vertex[of_ranking], changes.contribution[of_ranking])
         except UnknownVertex as error:
             message = f"not a whole state: a contribution without an edge; {error}"
             raise ValueError(message) from error
-
-    def _ghost_message(self, epoch: int, influence: Longs, followers: npt.NDArray[np.integer[Any]]) -> Message:
-        """Tell the owners of all ghosts what their followers here add up to."""
-        ghosts = self._adjacency.ghost_slots()
-        ids = self._vertices.id[ghosts]
-        return Message(epoch, -1, 0, ids, influence[ghosts], ids, followers[ghosts].astype(np.int64))
 
     def check_invariants(self, exchange: Exchange) -> None:
         """Recompute everything that is kept, from edges and contributions alone, and compare.
@@ -368,25 +306,22 @@ class PartitionState:
         InvariantViolated
             Naming every difference.
         """
-        influence = np.zeros_like(self._vertices.influence)
-        kernels.spread(self._vertices, self._storage, influence)
         _, followed = self._adjacency.edge_slots()
-        followers = np.bincount(followed, minlength=len(influence))
-        for answer in self._exchange(self._ghost_message(self.epoch, influence, followers), exchange):
-            np.add.at(influence, self._adjacency.slots_of(answer.targets), answer.deltas)
-            np.add.at(followers, self._adjacency.slots_of(answer.followed), answer.followers)
-        influence[self._adjacency.ghost_slots()] = 0
-        found = invariants.violations(
-            self._vertices,
-            self._storage,
-            self._rule,
-            influence,
-            followers,
-            self._lags,
-            self._lanes,
-        )
-        if not self.result.capped and len(self._overdue()):
-            found.append(f"{len(self._overdue())} vertices should have emitted")
+        followers: Longs | None = np.bincount(followed, minlength=len(self._vertices.id)).astype(np.int64)
+        found: list[str] = []
+        for ranking in self.rankings:
+            influence = np.zeros(len(self._vertices.id), np.int64)
+            ranking.spread(influence)
+            told = ranking.ghost_message(self.epoch, influence, followers)
+            for answer in self._swap(told, exchange):
+                np.add.at(influence, self._adjacency.slots_of(answer.targets), answer.deltas)
+                if followers is not None:
+                    np.add.at(followers, self._adjacency.slots_of(answer.followed), answer.followers)
+            if followers is not None:
+                found += invariants.graph_violations(self._vertices, self._storage, followers, self._edge_lanes)
+            influence[self._adjacency.ghost_slots()] = 0
+            found += ranking.violations(influence)
+            followers = None
         if found:
             message = f"partition {self.index} of {self.partitions}, epoch {self.epoch}: {'; '.join(found)}"
             raise InvariantViolated(message)

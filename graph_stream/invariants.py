@@ -8,26 +8,31 @@ import numpy.typing as npt
 from graph_stream import kernels, records, rows
 from graph_stream.adjacency import EDGES, LIVE, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.kernels import Rule
+from graph_stream.ranks import Ranks
 from graph_stream.statehash import Lanes
 
 
-def violations(
+class InvariantViolated(Exception):
+    """The state of a member contradicts itself, or that of another member."""
+
+
+def rank_violations(
     vertices: Vertices,
     storage: Storage,
+    ranks: Ranks,
     rule: Rule,
     influence: Longs,
-    followers: Longs,
     lags: Longs,
     lanes: Lanes,
 ) -> list[str]:
-    """Compare everything a member keeps with what its edges and contributions say.
+    """Compare everything that is kept of a ranking with what edges and contributions say.
 
     Parameters
     ----------
-    vertices, storage, rule
-        The member's graph and parameters.
-    influence, followers : ndarray of int64, shape (capacity,)
-        Per slot, sums over the followers at all members; influence is 0 at ghosts.
+    vertices, storage, ranks, rule
+        The member's graph, the state of the ranking and its parameters.
+    influence : ndarray of int64, shape (capacity,)
+        Per slot, the sum over the followers at all members; 0 at ghosts.
     lags : ndarray of int64, shape (2, BUCKETS)
         The kept counts of lags.
     lanes : ndarray of uint64, shape (2,)
@@ -39,22 +44,42 @@ def violations(
         One text per difference; empty if all is well.
     """
     used = int(storage.counters[USED])
-    found = _graph_violations(vertices, storage)
+    found: list[str] = []
     live = vertices.degree[:used] >= 0
-    _compare(found, "influence", vertices.influence[:used][live], influence[:used][live])
-    _compare(found, "number of followers", vertices.followers[:used][live], followers[:used][live])
-    plus, minus = np.zeros_like(vertices.lag_plus), np.zeros_like(vertices.lag_minus)
+    _compare(found, "influence", ranks.influence[:used][live], influence[:used][live])
+    plus, minus = np.zeros_like(ranks.lag_plus), np.zeros_like(ranks.lag_minus)
     counted, summed = np.zeros_like(lags), np.zeros_like(lanes)
-    kernels.recount(vertices, storage, rule, plus, minus, counted, summed)
+    kernels.recount(vertices, storage, ranks, rule, plus, minus, counted, summed)
     counted[:, 0] = 0
-    _compare(found, "bucket of positive lag", vertices.lag_plus[:used][live], plus[:used][live])
-    _compare(found, "bucket of negative lag", vertices.lag_minus[:used][live], minus[:used][live])
+    _compare(found, "bucket of positive lag", ranks.lag_plus[:used][live], plus[:used][live])
+    _compare(found, "bucket of negative lag", ranks.lag_minus[:used][live], minus[:used][live])
     _compare(found, "count of lags", lags, counted)
-    _compare(found, "lane sum of the hash", lanes, summed)
+    _compare(found, "lane sum of the contributions", lanes, summed)
+    idle = vertices.degree[:used] <= 0
+    _compare(found, "contribution of a slot that follows no one", np.count_nonzero(ranks.contribution[:used][idle]), 0)
+    free = np.concatenate([np.flatnonzero(~live), np.arange(used, len(ranks.influence))])
+    _compare(found, "state of free slots", sum(np.count_nonzero(array[free]) for array in ranks), 0)
+    _compare(found, "visited slots", np.count_nonzero(ranks.visited), 0)
     return found
 
 
-def _graph_violations(vertices: Vertices, storage: Storage) -> list[str]:
+def graph_violations(vertices: Vertices, storage: Storage, followers: Longs, lanes: Lanes) -> list[str]:
+    """Compare everything that is kept of the graph with what its edges say.
+
+    Parameters
+    ----------
+    vertices, storage
+        The member's graph.
+    followers : ndarray of int64, shape (capacity,)
+        Per slot, followers at all members; at ghosts, here.
+    lanes : ndarray of uint64, shape (2,)
+        The kept lane sums of the edges.
+
+    Returns
+    -------
+    list of str
+        One text per difference; empty if all is well.
+    """
     found: list[str] = []
     counters = storage.counters
     used = int(counters[USED])
@@ -78,16 +103,13 @@ def _graph_violations(vertices: Vertices, storage: Storage) -> list[str]:
     _compare(found, "largest degree", counters[MAX_DEGREE], degree.max(initial=0))
     lonely = (vertices.degree[slots] == 0) & (vertices.followers[slots] == 0)
     _compare(found, "vertices without an edge", np.count_nonzero(lonely), 0)
-    idle = slots[vertices.degree[slots] == 0]
-    _compare(
-        found,
-        "contribution of a vertex that follows no one",
-        vertices.contribution[idle],
-        np.zeros(len(idle)),
-    )
     ghosts = slots[~owned]
     _compare(found, "number followed by a ghost", vertices.degree[ghosts], np.zeros(len(ghosts)))
-    _compare(found, "visited slots", np.count_nonzero(vertices.visited), 0)
+    live = vertices.degree[:used] >= 0
+    _compare(found, "number of followers", vertices.followers[:used][live], followers[:used][live])
+    summed = np.zeros_like(lanes)
+    kernels.sum_edges(vertices, storage, summed)
+    _compare(found, "lane sum of the edges", lanes, summed)
     return found
 
 

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_stream.adjacency import USED, Longs, Slots, Storage, Vertices
-from graph_stream.algorithms import Parameters, share
+from graph_stream.algorithms import Parameters, Weights, share
 from graph_stream.certificate import bucket_of, tolerance_limit
 from graph_stream.compiled import Int, compiled
+from graph_stream.ownership import mix64
+from graph_stream.ranks import Ranks
 from graph_stream.rows import row_end
 from graph_stream.statehash import Lanes, contribution_lanes, edge_lanes
 
 LAG_ROUNDING = 2.0**-50
-"""A lag computed in float64 is off by less than this share of what is due plus what was done: at most five
+"""A lag computed in float64 is off by less than this share of what is due plus what was done: fewer than eight
 roundings of ``2**-53`` each."""
 
 
@@ -34,38 +36,73 @@ class Rule(NamedTuple):
     limit: float
     """Largest lag published for a vertex within the tolerance."""
     limit_bucket: int
+    weighted: npt.NDArray[np.int64]
+    """Ids of vertices whose base is not 1: open addressing; a power of two long, or empty."""
+    weights: npt.NDArray[np.float64]
+    """Their bases; 0 where the table is empty."""
 
 
 def rule_of(parameters: Parameters) -> Rule:
     """Return the kernels' view of the parameters."""
     limit = tolerance_limit(parameters.tolerance)
     return Rule(
-        float(parameters.retweet_probability),
+        float(parameters.factor),
         parameters.tolerance * parameters.scale,
         parameters.scale,
         limit,
         int(bucket_of(limit)),
+        *_table_of(parameters.weights),
     )
 
 
+def _table_of(weights: Weights) -> tuple[Longs, npt.NDArray[np.float64]]:
+    size = 1 << (2 * len(weights.vertex)).bit_length() if len(weights.vertex) else 0
+    ids, bases = np.zeros(size, np.int64), np.zeros(size, np.float64)
+    for vertex, weight in zip(weights.vertex.tolist(), weights.weight.tolist(), strict=True):
+        place = _place_of(vertex, size)
+        while bases[place] != 0:
+            place = (place + 1) & (size - 1)
+        ids[place], bases[place] = vertex, weight
+    return ids, bases
+
+
 @compiled
-def touch(vertices: Vertices, slots: Slots, frontier: Slots) -> Int:
+def _place_of(vertex: Int, size: Int) -> Int:
+    return np.int64(mix64(np.uint64(vertex)) & np.uint64(size - 1))
+
+
+@compiled
+def base_of(rule: Rule, vertex: Int) -> float:
+    """Return ``b`` of a vertex, what it has to give away without any follower."""
+    size = len(rule.weights)
+    if size == 0:
+        return 1.0
+    place = _place_of(vertex, size)
+    while rule.weights[place] != 0.0:
+        if rule.weighted[place] == vertex:
+            return float(rule.weights[place])
+        place = (place + 1) & (size - 1)
+    return 1.0
+
+
+@compiled
+def touch(ranks: Ranks, slots: Slots, frontier: Slots) -> Int:
     """Write each of the slots that is not touched yet to the frontier, touch it, and return how many."""
     count = 0
     for i in range(len(slots)):
-        if not vertices.touched[slots[i]]:
-            vertices.touched[slots[i]] = True
+        if not ranks.touched[slots[i]]:
+            ranks.touched[slots[i]] = True
             frontier[count] = slots[i]
             count += 1
     return count
 
 
 @compiled
-def scan(vertices: Vertices, first: Int, last: Int, frontier: Slots) -> int:
+def scan(ranks: Ranks, first: Int, last: Int, frontier: Slots) -> int:
     """Write the touched slots in ``first .. last - 1`` to the frontier and return how many."""
     count = 0
     for slot in range(first, last):
-        if vertices.touched[slot]:
+        if ranks.touched[slot]:
             frontier[count] = slot
             count += 1
     return count
@@ -81,6 +118,7 @@ class Visits(NamedTuple):
 @compiled
 def evaluate(
     vertices: Vertices,
+    ranks: Ranks,
     rule: Rule,
     frontier: Slots,
     visits: Visits,
@@ -99,21 +137,22 @@ def evaluate(
     entries = 0
     for i in range(len(frontier)):
         slot = frontier[i]
-        vertices.touched[slot] = False
-        old = vertices.contribution[slot]
-        if not vertices.visited[slot]:
-            vertices.visited[slot] = True
+        ranks.touched[slot] = False
+        old = ranks.contribution[slot]
+        if not ranks.visited[slot]:
+            ranks.visited[slot] = True
             visits.slot[visited] = slot
             visits.before[visited] = old
             visited += 1
         degree = np.int64(vertices.degree[slot])
         if degree <= 0:
             # Whom it followed got what it had emitted back, edge by edge.
-            vertices.contribution[slot] = 0
+            ranks.contribution[slot] = 0
             continue
-        new = share(degree, old, vertices.influence[slot], rule.probability, rule.threshold, rule.scale)
+        base = base_of(rule, vertices.id[slot])
+        new = share(degree, old, ranks.influence[slot], base, rule.probability, rule.threshold, rule.scale)
         if new != old:
-            vertices.contribution[slot] = new
+            ranks.contribution[slot] = new
             emitters[emitted] = slot
             deltas[emitted] = new - old
             emitted += 1
@@ -181,10 +220,10 @@ class Found(NamedTuple):
 
 
 @compiled
-def _receive(vertices: Vertices, slot: Int, delta: Int, listing: bool, found: Found) -> None:
-    vertices.influence[slot] += delta
-    if not vertices.touched[slot]:
-        vertices.touched[slot] = True
+def _receive(vertices: Vertices, ranks: Ranks, slot: Int, delta: Int, listing: bool, found: Found) -> None:
+    ranks.influence[slot] += delta
+    if not ranks.touched[slot]:
+        ranks.touched[slot] = True
         if not vertices.owned[slot]:
             found.ghosts[found.counts[1]] = slot
             found.counts[1] += 1
@@ -196,6 +235,7 @@ def _receive(vertices: Vertices, slot: Int, delta: Int, listing: bool, found: Fo
 @compiled
 def deliver(
     vertices: Vertices,
+    ranks: Ranks,
     targets: npt.NDArray[np.int32],
     ends: npt.NDArray[np.int64],
     bucket: Int,
@@ -208,8 +248,8 @@ def deliver(
 
     Parameters
     ----------
-    vertices
-        The graph's vertices.
+    vertices, ranks
+        The graph's vertices; the state of the ranking.
     targets, ends
         As :func:`expand` wrote them.
     bucket : int
@@ -228,26 +268,27 @@ def deliver(
     for i in range(emitted):
         delta = deltas[i]
         while place < ends[i, bucket]:
-            _receive(vertices, targets[bucket, place], delta, listing, found)
+            _receive(vertices, ranks, targets[bucket, place], delta, listing, found)
             place += 1
 
 
 @compiled
-def deliver_each(vertices: Vertices, slots: Slots, deltas: Longs, listing: bool, found: Found) -> None:
+def deliver_each(vertices: Vertices, ranks: Ranks, slots: Slots, deltas: Longs, listing: bool, found: Found) -> None:
     """Add one amount to each slot, as :func:`deliver` does for emissions."""
     for i in range(len(slots)):
         if deltas[i] != 0:
-            _receive(vertices, slots[i], deltas[i], listing, found)
+            _receive(vertices, ranks, slots[i], deltas[i], listing, found)
 
 
 @compiled
-def _lag_buckets(degree: Int, contribution: Int, influence: Int, rule: Rule) -> tuple[Int, Int]:
+def _lag_buckets(degree: Int, contribution: Int, influence: Int, base: float, rule: Rule) -> tuple[Int, Int]:
     if degree <= 0:
         return 0, 0
-    due = rule.scale + rule.probability * np.float64(influence)
+    unit = base * rule.scale
+    due = unit + rule.probability * np.float64(influence)
     done = np.float64(degree) * np.float64(contribution)
-    lag = (due - done) / rule.scale
-    slack = (due + done) / rule.scale * LAG_ROUNDING
+    lag = (due - done) / unit
+    slack = (due + done) / unit * LAG_ROUNDING
     return _lag_bucket(lag + slack, rule), _lag_bucket(slack - lag, rule)
 
 
@@ -260,6 +301,7 @@ def _lag_bucket(lag: float, rule: Rule) -> Int:
 @compiled
 def settle(
     vertices: Vertices,
+    ranks: Ranks,
     rule: Rule,
     visits: Visits,
     visited: Int,
@@ -272,8 +314,8 @@ def settle(
 
     Parameters
     ----------
-    vertices, rule
-        The graph's vertices; the parameters.
+    vertices, ranks, rule
+        The graph's vertices; the state of the ranking; its parameters.
     visits : Visits
         Of which the first ``visited`` count.
     visited : int
@@ -293,15 +335,17 @@ def settle(
     count = 0
     for i in range(visited):
         slot = visits.slot[i]
-        vertices.visited[slot] = False
-        after = vertices.contribution[slot]
-        plus, minus = _lag_buckets(vertices.degree[slot], after, vertices.influence[slot], rule)
-        lags[0, vertices.lag_plus[slot]] -= 1
-        lags[1, vertices.lag_minus[slot]] -= 1
+        ranks.visited[slot] = False
+        after = ranks.contribution[slot]
+        plus, minus = _lag_buckets(
+            vertices.degree[slot], after, ranks.influence[slot], base_of(rule, vertices.id[slot]), rule
+        )
+        lags[0, ranks.lag_plus[slot]] -= 1
+        lags[1, ranks.lag_minus[slot]] -= 1
         lags[0, plus] += 1
         lags[1, minus] += 1
-        vertices.lag_plus[slot] = plus
-        vertices.lag_minus[slot] = minus
+        ranks.lag_plus[slot] = plus
+        ranks.lag_minus[slot] = minus
         if after != visits.before[i]:
             low, high = contribution_lanes(vertices.id[slot], after)
             old_low, old_high = contribution_lanes(vertices.id[slot], visits.before[i])
@@ -314,31 +358,33 @@ def settle(
 
 
 @compiled
-def spread(vertices: Vertices, storage: Storage, influence: Longs) -> None:
+def spread(vertices: Vertices, storage: Storage, contribution: Longs, influence: Longs) -> None:
     """Add every vertex's contribution to ``influence`` at the slots it follows: X from scratch."""
     for slot in range(storage.counters[USED]):
         if vertices.degree[slot] > 0:
             for place in range(vertices.row[slot], row_end(vertices, slot)):
                 if storage.arena[place] >= 0:
-                    influence[storage.arena[place]] += vertices.contribution[slot]
+                    influence[storage.arena[place]] += contribution[slot]
 
 
 @compiled
 def recount(
     vertices: Vertices,
     storage: Storage,
+    ranks: Ranks,
     rule: Rule,
     plus: npt.NDArray[np.uint16],
     minus: npt.NDArray[np.uint16],
     lags: npt.NDArray[np.int64],
     lanes: Lanes,
 ) -> None:
-    """Compute lag buckets of all slots, their counts and the lane sums from scratch, into zeroed arrays."""
+    """Compute lag buckets of all slots, their counts and the lane sums of contributions, into zeroed arrays."""
     for slot in range(storage.counters[USED]):
         if not vertices.owned[slot] or vertices.degree[slot] < 0:
             continue
-        contribution = vertices.contribution[slot]
-        above, below = _lag_buckets(vertices.degree[slot], contribution, vertices.influence[slot], rule)
+        contribution = ranks.contribution[slot]
+        base = base_of(rule, vertices.id[slot])
+        above, below = _lag_buckets(vertices.degree[slot], contribution, ranks.influence[slot], base, rule)
         plus[slot] = above
         minus[slot] = below
         lags[0, above] += 1
@@ -346,24 +392,32 @@ def recount(
         low, high = contribution_lanes(vertices.id[slot], contribution)
         lanes[0] += low
         lanes[1] += high
-        for place in range(vertices.row[slot], row_end(vertices, slot)):
-            if storage.arena[place] >= 0:
-                low, high = edge_lanes(vertices.id[slot], vertices.id[storage.arena[place]])
-                lanes[0] += low
-                lanes[1] += high
 
 
 @compiled
-def overdue(vertices: Vertices, storage: Storage, rule: Rule, slots: Slots) -> Int:
+def sum_edges(vertices: Vertices, storage: Storage, lanes: Lanes) -> None:
+    """Add the lanes of all edges to the sums."""
+    for slot in range(storage.counters[USED]):
+        if vertices.degree[slot] > 0:
+            for place in range(vertices.row[slot], row_end(vertices, slot)):
+                if storage.arena[place] >= 0:
+                    low, high = edge_lanes(vertices.id[slot], vertices.id[storage.arena[place]])
+                    lanes[0] += low
+                    lanes[1] += high
+
+
+@compiled
+def overdue(vertices: Vertices, storage: Storage, ranks: Ranks, rule: Rule, slots: Slots) -> Int:
     """Write the slots that would emit now, and return how many; none after an epoch whose rounds ended."""
     count = 0
     for slot in range(storage.counters[USED]):
         if vertices.owned[slot] and vertices.degree[slot] > 0:
-            old = vertices.contribution[slot]
+            old = ranks.contribution[slot]
             new = share(
                 np.int64(vertices.degree[slot]),
                 old,
-                vertices.influence[slot],
+                ranks.influence[slot],
+                base_of(rule, vertices.id[slot]),
                 rule.probability,
                 rule.threshold,
                 rule.scale,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import exoflow
-from graph_stream.epoch import Summary
+from graph_stream.epoch import Summary, combined_hash
 
 FIRST_CARRY: dict[str, Any] = {"epoch": 0, "total_records": 0, "total_rejected": 0}
 _ARCHIVE_SCHEMA = pa.schema(
@@ -29,14 +29,19 @@ _ARCHIVE_SCHEMA = pa.schema(
 
 
 def epoch_row(
-    summary: Summary,
+    summaries: Sequence[Summary],
     cut: Mapping[str, Any],
     times: Mapping[str, float],
     previous: Mapping[str, Any],
     published_at: float,
 ) -> dict[str, Any]:
-    """Return the row of an epoch, JSON-able."""
-    scheduled = times["scheduled"]
+    """Return the row of an epoch, JSON-able.
+
+    ``summaries`` has one entry per ranking. Certificate and hash of the row are those of all: the widest bounds,
+    and the hash of their hashes; ``rankings`` has each ranking's own where there are several.
+    """
+    summary, scheduled = summaries[0], times["scheduled"]
+    several = {"rankings": [_ranking_row(each) for each in summaries]} if len(summaries) > 1 else {}
     return {
         "epoch": summary.epoch,
         "scheduled_time": scheduled,
@@ -55,19 +60,31 @@ def epoch_row(
         "unchanged": summary.unchanged + summary.self_loops,
         "vertices": summary.vertices,
         "edges": summary.edges,
-        "rounds": summary.rounds,
-        "emissions": summary.emissions,
-        "error_bound": summary.error_bound,
-        "e_plus": summary.e_plus,
-        "e_minus": summary.e_minus,
-        "rounding_limited": summary.rounding_limited,
-        "state_hash": summary.state_hash,
+        "rounds": sum(each.rounds for each in summaries),
+        "emissions": sum(each.emissions for each in summaries),
+        "error_bound": max(each.error_bound for each in summaries),
+        "e_plus": max(each.e_plus for each in summaries),
+        "e_minus": max(each.e_minus for each in summaries),
+        "rounding_limited": any(each.rounding_limited for each in summaries),
+        "state_hash": combined_hash([each.state_hash for each in summaries]),
         "offsets": cut["offsets"],
+        **several,
     }
 
 
+def _ranking_row(summary: Summary) -> dict[str, Any]:
+    names = ("rounds", "emissions", "error_bound", "e_plus", "e_minus", "rounding_limited", "state_hash")
+    return {name: getattr(summary, name) for name in names}
+
+
+def of_ranking(row: Mapping[str, Any], ranking: int) -> Mapping[str, Any]:
+    """Return certificate, hash and rounds of one ranking in an epoch; of a run with one ranking, the row."""
+    found: Mapping[str, Any] = row["rankings"][ranking] if "rankings" in row else row
+    return found
+
+
 def two_sided(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Return ``e_plus`` and ``e_minus`` of an epoch; its ``error_bound`` for both where an older version wrote it."""
+    """Return ``e_plus`` and ``e_minus`` of an epoch or ranking; its ``error_bound`` for both in older rows."""
     e = row["error_bound"]
     return row.get("e_plus", e), row.get("e_minus", e)
 

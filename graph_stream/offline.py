@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 import exoflow
+from graph_stream.algorithms import Parameters
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
@@ -91,26 +92,29 @@ def batch_inputs(
 
 
 def compute_exact(
-    steps: SparkSteps, inputs: Sequence[tuple[str, int]], output: Path, key: str, config: RunConfig
+    steps: SparkSteps, inputs: Sequence[tuple[str, int]], output: Path, key: str, parameters: Parameters
 ) -> dict[str, Any]:
     """Compute the exact answer into ``output``, once; return ``path``, ``seconds`` and the job's manifest."""
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
 
-    done = steps.run(main, inputs, output, key, retweet_probability=config.retweet_probability)
+    weights = dict(zip(parameters.weights.vertex.tolist(), parameters.weights.weight.tolist(), strict=True))
+    options = {"algorithm": parameters.algorithm, "factor": parameters.factor, "weights": weights}
+    done = steps.run(main, inputs, output, key, **options)
     manifest = json.loads((Path(done["path"]) / "_manifest.json").read_text(encoding="utf-8"))
     return {**done, "manifest": manifest}
 
 
-def compare_with(state: PartitionState, e: float, folder: Path, relative_error: float) -> Comparison:
-    """Compare a rebuilt online state with the exact answer in a batch's output folder."""
+def compare_with(state: PartitionState, ranking: int, e: float, folder: Path, relative_error: float) -> Comparison:
+    """Compare a ranking of a rebuilt online state with the exact answer in a batch's output folder."""
     exact = pq.read_table(folder, columns=["vertex", "influence"])
-    vertex, influence = state.scores()
+    vertex, influence = state.scores(ranking)
     return compare(vertex, influence, e, exact["vertex"].to_numpy(), exact["influence"].to_numpy(), relative_error)
 
 
-def output_name(epoch: int) -> str:
-    """Return the name of the object folder that holds an epoch's batch."""
-    return f"batches/epoch-{epoch:012d}"
+def output_name(epoch: int, config: RunConfig, ranking: int) -> str:
+    """Return the name of the object folder that holds an epoch's batch for a ranking."""
+    of_further_ranking = f"-{config.algorithm[ranking]}" if ranking else ""
+    return f"batches/epoch-{epoch:012d}{of_further_ranking}"
 
 
 @exoflow.actor(checkpoint="async", external=True, idempotent=True, num_cpus=0)
@@ -122,28 +126,40 @@ class Batches:
         self._steps = SparkSteps(Path(self._scratch.name), f"local[{threads}]")
 
     def compute(self, config: dict[str, Any], epoch: int, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Compute the exact answer of an epoch and compare the online one with it.
+        """Compute the exact answer of an epoch, for each ranking, and compare the online one with it.
 
         Returns
         -------
         dict
-            JSON-able: a row of a report's batches with ``path``; or ``epoch`` and ``error`` where Spark
-            cannot run (no Java), which leaves the online part alone.
+            JSON-able: a row of a report's batches with ``path``, for the first ranking, but ``within_bound`` says
+            whether all are; with several, ``rankings`` has a row for each. Where Spark cannot run (no Java),
+            ``epoch`` and ``error``, which leaves the online part alone.
         """
-        context = exoflow.context()
         options = RunConfig.from_json(config)
-        output = context.object_path(output_name(epoch))
-        assert output is not None
+        rows: list[dict[str, Any]] = []
         try:
-            inputs = batch_inputs(states, context.blob_path)
-            done = compute_exact(self._steps, inputs, output, context.idempotency_key, options)
+            for ranking in range(len(options.algorithm)):
+                rows.append(self._compute(options, ranking, epoch, states))
         except SparkUnavailable as error:
             return {"epoch": epoch, "error": str(error)}
-        state = PartitionState(options.parameters())
+        several = {"rankings": rows} if len(rows) > 1 else {}
+        return {**rows[0], "within_bound": all(row["within_bound"] for row in rows), **several}
+
+    def _compute(
+        self, options: RunConfig, ranking: int, epoch: int, states: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        context = exoflow.context()
+        parameters = options.parameters()
+        output = context.object_path(output_name(epoch, options, ranking))
+        assert output is not None
+        key = context.idempotency_key if ranking == 0 else f"{context.idempotency_key}-{ranking}"
+        inputs = batch_inputs(states, context.blob_path)
+        done = compute_exact(self._steps, inputs, output, key, parameters[ranking])
+        state = PartitionState(parameters)
         state.restore(load(states, context.read_blob), alone, epoch)
-        e = combine([state.result], options.parameters()).error_bound
+        e = combine([state.results[ranking]], parameters[ranking]).error_bound
         manifest = done["manifest"]
-        found = compare_with(state, e, Path(done["path"]), manifest["relative_error"])
+        found = compare_with(state, ranking, e, Path(done["path"]), manifest["relative_error"])
         return {
             "epoch": epoch,
             "path": done["path"],

@@ -29,7 +29,8 @@ class _Captured:
     first_epoch: int
     last_epoch: int
     changes: tuple[Changes, ...]
-    lanes: tuple[int, int]
+    lanes: tuple[int, ...]
+    """Two lane sums for each ranking."""
 
 
 @exoflow.actor(deterministic=True, num_cpus=0)
@@ -54,18 +55,19 @@ class Partition:
         Returns
         -------
         dict
-            JSON-able: the member's `EpochResult`, and the times of the epoch so far (Unix seconds).
+            JSON-able: the member's `EpochResult` for each ranking, and the times of the epoch so far (Unix
+            seconds).
         """
         started = time.time()
         batch = records.batch
         context = exoflow.context()
-        result = self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
+        self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
         if records.last:
             context.request_checkpoint()
         return {
-            "result": dataclasses.asdict(result),
+            "results": [dataclasses.asdict(result) for result in self._state.results],
             "times": {
                 "read_started": records.read_started,
                 "read_seconds": records.read_seconds,
@@ -80,8 +82,7 @@ class Partition:
 
     def capture(self) -> _Captured:
         """Return what changed since the last capture; the arrays are never written to again."""
-        result = self._state.result
-        lanes = (result.lane_low, result.lane_high)
+        lanes = self._lanes()
         if not self._keeps_deltas:
             return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes)
         first, self._captured_epoch = self._captured_epoch + 1, self._state.epoch
@@ -124,9 +125,11 @@ class Partition:
             self._captured_epoch = 0
             self._uncaptured = [self._state.capture_all()]
 
+    def _lanes(self) -> tuple[int, ...]:
+        return tuple(lane for result in self._state.results for lane in (result.lane_low, result.lane_high))
+
     def _check(self, state: dict[str, Any]) -> None:
-        result = self._state.result
-        if [result.lane_low, result.lane_high] != state["lanes"]:
+        if list(self._lanes()) != state["lanes"]:
             message = (
                 f"the snapshot of epoch {state['epoch']} does not add up to the state it was taken of; "
                 "resume from a backup of the store, or start a new run"

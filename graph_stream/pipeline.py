@@ -70,12 +70,15 @@ def publish(
     config: dict[str, Any], carry: dict[str, Any], cut: dict[str, Any], applied: Sequence[dict[str, Any]]
 ) -> Any:
     """Make an epoch's answer: the row that readers see, and the carry of the next epoch."""
-    summary = combine([EpochResult(**each["result"]) for each in applied], RunConfig.from_json(config).parameters())
+    summaries = [
+        combine([EpochResult(**each["results"][ranking]) for each in applied], parameters)
+        for ranking, parameters in enumerate(RunConfig.from_json(config).parameters())
+    ]
     times = {
         name: (max if name.endswith("ended") else min)(each["times"][name] for each in applied)
         for name in applied[0]["times"]
     }
-    row = ledger.epoch_row(summary, cut, times, carry, published_at=time.time())
+    row = ledger.epoch_row(summaries, cut, times, carry, published_at=time.time())
     return exoflow.stop(row) if cut["last"] else row
 
 

@@ -32,6 +32,8 @@ class Message:
 
     epoch: int
     """Epoch the sender is in; members of one exchange must agree."""
+    ranking: int
+    """Which of the run's rankings it is about, from 0; as above."""
     round: int
     """Round the sender has done, from 0."""
     activity: int
@@ -45,6 +47,11 @@ class Message:
     """External ids of vertices the receiver owns whose followers changed; shape (m,)."""
     followers: Longs
     """By how many; shape (m,)."""
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Epoch, ranking and round: where its sender is."""
+        return self.epoch, self.ranking, self.round
 
 
 Exchange = Callable[[list[Message]], list[Message]]

@@ -25,7 +25,7 @@ from exoflow.storage import Store, open_store
 from graph_stream import ledger, snapshot
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
-from graph_stream.epoch import combine
+from graph_stream.epoch import combine, combined_hash
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.graph import PartitionState
 from graph_stream.offline import batch_inputs
@@ -160,7 +160,12 @@ def state_at(run: Run, epoch: int) -> PartitionState:
         state = PartitionState(run.config.parameters())
         state.restore(load(states, blobs.read), alone, base)
     _replay(run, state, base, epoch)
-    rebuilt = combine([state.result], run.config.parameters()).state_hash
+    rebuilt = combined_hash(
+        [
+            combine([result], parameters).state_hash
+            for result, parameters in zip(state.results, run.config.parameters(), strict=True)
+        ]
+    )
     committed = run.row(epoch)["state_hash"]
     if rebuilt != committed:
         message = (
@@ -212,12 +217,16 @@ def object_path(run: Run, name: str) -> Path:
     return path
 
 
-def scores(run: Run, epoch: int) -> pa.Table:
-    """Return the influence of every vertex at a committed epoch, by vertex, with `SCORES_SCHEMA`."""
+def scores(run: Run, epoch: int, algorithm: str | None = None) -> pa.Table:
+    """Return the influence of every vertex at a committed epoch, by vertex, with `SCORES_SCHEMA`.
+
+    ``algorithm`` chooses among a run's rankings; by default the first. Raises ConfigError for one it has not.
+    """
+    ranking = run.config.ranking_of(algorithm)
     state = state_at(run, epoch)
-    vertex, influence = state.scores()
+    vertex, influence = state.scores(ranking)
     order = np.argsort(vertex)
-    bound = error_bound(influence[order], run.row(epoch)["error_bound"])
+    bound = error_bound(influence[order], ledger.of_ranking(run.row(epoch), ranking)["error_bound"])
     return pa.table([vertex[order], influence[order], bound], schema=SCORES_SCHEMA)
 
 
@@ -241,7 +250,7 @@ def write_scores(table: pa.Table, path: Path) -> None:
     temporary.replace(path)
 
 
-def top(run: Run, epoch: int, k: int) -> pa.Table:
+def top(run: Run, epoch: int, k: int, algorithm: str | None = None) -> pa.Table:
     """Return the ``k`` most influential vertices at a committed epoch, best first, and what is proven of them.
 
     Returns
@@ -249,8 +258,8 @@ def top(run: Run, epoch: int, k: int) -> pa.Table:
     pyarrow.Table
         The columns of `scores`, and the booleans ``proven`` and ``in_order`` of `topk.TopK`.
     """
-    table = scores(run, epoch)
-    e_plus, e_minus = ledger.two_sided(run.row(epoch))
+    table = scores(run, epoch, algorithm)
+    e_plus, e_minus = ledger.two_sided(ledger.of_ranking(run.row(epoch), run.config.ranking_of(algorithm)))
     found = top_k(table["vertex"].to_numpy(), table["influence"].to_numpy(), e_plus, e_minus, k)
     best = table.take(found.index)
     return best.append_column("proven", [found.proven]).append_column("in_order", [found.in_order])

@@ -5,18 +5,18 @@ external id; a *base* holds the whole state, as a delta from nothing. Influence 
 from both (design, section 5). A snapshot at an epoch is a base and the deltas after it, listed in a
 :class:`Manifest`.
 
-Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution), ``key`` (int64: follower,
-or vertex) and ``value`` (int64: followed, or ``c``), sorted by virtual partition of the key, then kind, key,
-value. The schema's metadata tells format version, epochs, and where each virtual partition starts, so that a
-member reads its share only.
+Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution of the run's first ranking,
+r + 1 of its r-th further one), ``key`` (int64: follower, or vertex) and ``value`` (int64: followed, or
+``c``), sorted by virtual partition of the key, then kind, key, value. The schema's metadata tells format
+version, epochs, and where each virtual partition starts, so that a member reads its share only.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +45,29 @@ class CorruptSnapshot(ValueError):
     """Bytes that are no snapshot this release can read."""
 
 
+_NO_LONGS = np.empty(0, np.int64)
+
+
+class Contributions(NamedTuple):
+    """Contributions of vertices in one or several rankings; shape (v,) each."""
+
+    vertex: Longs
+    contribution: Longs
+    ranking: Longs
+
+    @classmethod
+    def of_rankings(cls, parts: Sequence[tuple[Longs, Longs]]) -> Contributions:
+        """Return the contributions of all rankings, given each one's vertices and contributions."""
+        numbers = [np.full(len(vertex), ranking) for ranking, (vertex, _) in enumerate(parts)]
+        columns = ([part[0] for part in parts], [part[1] for part in parts], numbers)
+        return cls(*(np.concatenate([_NO_LONGS, *column]) for column in columns))
+
+
 @dataclass(frozen=True)
 class Changes:
     """Net changes over some epochs, by external id; immutable.
 
-    All arrays are int64. An edge occurs at most once, and so does a vertex.
+    All arrays are int64. An edge occurs at most once, and so does a vertex in a ranking.
     """
 
     inserted_src: Longs
@@ -64,12 +82,16 @@ class Changes:
     """Vertices whose contribution changed; shape (v,)."""
     contribution: Longs
     """Their contribution now, 0 if they follow no one any more; shape (v,)."""
+    ranking: Longs = field(default_factory=lambda: np.empty(0, np.int64))
+    """The ranking each belongs to; shape (v,), or empty if all belong to the first."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            view = getattr(self, field.name).view()
+        if len(self.ranking) < len(self.vertex):
+            object.__setattr__(self, "ranking", np.zeros(len(self.vertex), np.int64))
+        for each in fields(self):
+            view = getattr(self, each.name).view()
             view.flags.writeable = False
-            object.__setattr__(self, field.name, view)
+            object.__setattr__(self, each.name, view)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -83,13 +105,21 @@ class Changes:
     @classmethod
     def of_rows(cls, kind: npt.NDArray[np.int8], key: Longs, value: Longs) -> Changes:
         """Return the changes that rows of the snapshot layout stand for."""
-        columns = [column[kind == of_kind] for of_kind in (1, -1, 0) for column in (key, value)]
-        return cls(*columns)
+        edges = [column[kind == of_kind] for of_kind in (1, -1) for column in (key, value)]
+        is_contribution = np.abs(kind) != 1
+        ranking = np.maximum(kind[is_contribution].astype(np.int64) - 1, 0)
+        return cls(*edges, key[is_contribution], value[is_contribution], ranking)
+
+    @property
+    def rankings(self) -> int:
+        """Number of rankings that contributions are told of."""
+        return int(self.ranking.max(initial=-1)) + 1
 
     def rows(self) -> tuple[npt.NDArray[np.int8], Longs, Longs]:
         """Return kind, key and value of every row: inserts, deletes, contributions."""
-        counts = [len(self.inserted_src), len(self.deleted_src), len(self.vertex)]
-        kind = np.repeat(np.array([1, -1, 0], np.int8), counts)
+        counts = [len(self.inserted_src), len(self.deleted_src)]
+        of_contributions = np.where(self.ranking > 0, self.ranking + 1, 0).astype(np.int8)
+        kind = np.concatenate([np.repeat(np.array([1, -1], np.int8), counts), of_contributions])
         key = np.concatenate([self.inserted_src, self.deleted_src, self.vertex])
         value = np.concatenate([self.inserted_dst, self.deleted_dst, self.contribution])
         return kind, key, value
@@ -117,7 +147,8 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
     """
     # By virtual partition, and in each by kind: the order of kinds is that of their numbers.
     deleted, inserted = _edge_rows(changes)
-    rows, starts = dealt([in_order(part) for part in (deleted, _contribution_rows(changes), inserted)])
+    first, *further = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
+    rows, starts = dealt([in_order(part) for part in (deleted, first, inserted, *further)])
     header = {
         "format_version": FORMAT_VERSION,
         "first_epoch": first_epoch,
@@ -239,17 +270,19 @@ def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
         deletes and zero contributions are dropped.
     """
     edges = _newest([rows for part in parts for rows in _edge_rows(part)], by_value=True)
-    contributions = _newest([_contribution_rows(part) for part in parts], by_value=False)
     inserted = edges.kind == 1
     deleted = ~inserted & (not base)
-    kept = (contributions.value != 0) | (not base)
+    contributions = []
+    for ranking in range(max((part.rankings for part in parts), default=0)):
+        newest = _newest([_contribution_rows(part, ranking) for part in parts], by_value=False)
+        kept = (newest.value != 0) | (not base)
+        contributions.append((newest.key[kept], newest.value[kept]))
     return Changes(
         edges.key[inserted],
         edges.value[inserted],
         edges.key[deleted],
         edges.value[deleted],
-        contributions.key[kept],
-        contributions.value[kept],
+        *Contributions.of_rankings(contributions),
     )
 
 
@@ -260,17 +293,22 @@ def _edge_rows(part: Changes) -> tuple[Rows, Rows]:
     return Rows(deleted, part.deleted_src, part.deleted_dst), Rows(inserted, part.inserted_src, part.inserted_dst)
 
 
-def _contribution_rows(part: Changes) -> Rows:
-    return Rows(np.zeros(len(part.vertex), np.int8), part.vertex, part.contribution)
+def _contribution_rows(part: Changes, ranking: int) -> Rows:
+    of_ranking = part.ranking == ranking
+    kind = np.full(np.count_nonzero(of_ranking), ranking + 1 if ranking else 0, np.int8)
+    return Rows(kind, part.vertex[of_ranking], part.contribution[of_ranking])
 
 
 def _newest(parts: Sequence[Rows], by_value: bool) -> Rows:
     """Merge rows, oldest first; always the two neighbours that are shortest together, so that few are moved often."""
-    rows = [in_order(part) for part in parts if len(part.key)] or [_contribution_rows(Changes.none())]
+    rows = [in_order(part) for part in parts if len(part.key)] or [_NO_ROWS]
     while len(rows) > 1:
         at = min(range(len(rows) - 1), key=lambda at: len(rows[at].key) + len(rows[at + 1].key))
         rows[at : at + 2] = [merged(rows[at], rows[at + 1], by_value)]
     return rows[0]
+
+
+_NO_ROWS = Rows(np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)

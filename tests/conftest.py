@@ -22,7 +22,7 @@ def ray_cluster() -> Iterator[None]:
     """Start a small Ray the way the engine does; end it with all its processes."""
     import ray
 
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     others = psutil.Process().children(recursive=True)
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)

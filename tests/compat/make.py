@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import exoflow
-from exoflow.executor import ensure_ray
+from exoflow.cluster import ensure_ray
 from graph_stream.runs import open_run
 from tests.compat import flows_v1 as flows
 from tests.fault.command import Command, graph_stream

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import exoflow
+from exoflow.cluster import ensure_ray
 from exoflow.dag import Node
-from exoflow.executor import ensure_ray
 from exoflow.records import Status
 
 CURES = ("idempotent", "rollback", "resolve", "nothing")

@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,7 @@ def effective(folder: str | Path) -> dict[str, list[str]]:
 
 def pay_program(store: str, folder: str, cure: str) -> None:
     """Pay as a process of its own, and hang in the middle."""
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     exoflow.run(paying(folder, cure, "hang after"), workflow_id="w", store=store, lease_seconds=1.0)
@@ -280,17 +281,43 @@ def together(*receipts: str) -> list[str]:
 
 def gated_program(store: str, folder: str) -> None:
     """Send three things once a gate is open, as a process of its own."""
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     node = together.bind(*(send.bind(folder, gated.bind(folder, number)) for number in range(3)))
     exoflow.run(node, workflow_id="w", store=store, lease_seconds=1.0)
 
 
+def node_program(store: str, folder: str) -> None:
+    """Lose the Ray node in the middle of a workflow; then open the gate and resume, with another Ray."""
+    import psutil
+    import ray
+
+    from exoflow.cluster import ensure_ray
+
+    def lose_the_node() -> None:
+        while "waits for the gate" not in noted(folder):
+            time.sleep(0.01)
+        for child in psutil.Process().children(recursive=True):
+            if child.name() == "raylet":
+                child.kill()
+
+    threading.Thread(target=lose_the_node).start()
+    ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
+    try:
+        exoflow.run(gated.bind(folder, 7), workflow_id="w", store=store)
+    except exoflow.ClusterLost as error:
+        print(error, flush=True)
+    assert not ray.is_initialized()
+    (Path(folder) / "gate").touch()
+    ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
+    print(exoflow.resume("w", store=store), flush=True)
+
+
 def program(store: str, workflow_id: str, folder: str, mode: str, last: str, lease: str) -> None:
     """Run the killable loop as a process of its own; says when it starts."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    from exoflow.executor import ensure_ray
+    from exoflow.cluster import ensure_ray
 
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     print("ready", flush=True)

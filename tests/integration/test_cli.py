@@ -227,10 +227,30 @@ def test_batch_and_audit(call, whole):
     assert 0 <= audit.result["max_error"] <= open_run("r", str(whole)).row(5)["error_bound"]
 
 
+@pytest.mark.java
+@pytest.mark.usefixtures("ray_cluster")
+def test_batches_and_audits_of_several_rankings(call, edges, store, tmp_path):
+    need_java()
+    favoured = tmp_path / "favoured.csv"
+    favoured.write_text("vertex,weight\n3,500\n17,0.25\n")
+    both = ["--algorithm", "tunkrank", "--algorithm", "pagerank", "--personalization", favoured]
+    assert call("run", *options(store, edges, "r", *both, "--epochs", 4, "--batch-every", 4)).code == 0
+    batch = open_run("r", str(store)).entries[-1]["batch"]
+    assert batch["within_bound"]
+    assert [row["within_bound"] for row in batch["rankings"]] == [True, True]
+    audit = call("audit", *at(store), "--algorithm", "pagerank", "--epoch", 4, "--master", "local[1]", "--json")
+    assert audit.code == 0
+    assert audit.result["within_bound"]
+    assert audit.result["path"] == batch["rankings"][1]["path"]
+    assert sum(pq.read_table(audit.result["path"])["influence"].to_pylist()) == pytest.approx(1.0)
+    top = call("top", *at(store), "--algorithm", "pagerank", "-k", 3, "--json").result["top"]
+    assert 0 < sum(row["influence"] for row in top) < 1
+
+
 def test_an_audit_that_does_not_hold_exits_1(call, whole, monkeypatch):
     from graph_stream import offline
 
-    def one_wrong_answer(steps, inputs, output, key, config):
+    def one_wrong_answer(steps, inputs, output, key, parameters):
         from graph_stream.runs import scores
 
         table = scores(open_run("r", str(whole)), EPOCHS)

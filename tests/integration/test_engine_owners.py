@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -173,3 +174,12 @@ def test_a_crash_loop_ends_as_failed_and_may_be_resumed_again(store, tmp_path, m
     with pytest.raises(exoflow.WorkflowError, match="failed: 3 owners in a row"):
         exoflow.get_output("w", store=store)
     assert exoflow.resume("w", store=store, max_claims=3) == "receipt"
+
+
+def test_a_node_that_dies_interrupts_the_workflow_instead_of_leaving_it_waiting(tmp_path):
+    ended = program("node_program", str(tmp_path / "store"), str(tmp_path))
+    out, err = ended.communicate(timeout=100)
+    # Before it, Ray says what it knows of the death.
+    first, last = out.splitlines()[-2:]
+    assert re.fullmatch("the Ray node [0-9a-f]+ of this process has died; resume the workflow", first), err
+    assert last == "7"

@@ -23,6 +23,7 @@ from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.graph import PartitionState
+from graph_stream.personalization import read_weights
 from graph_stream.pipeline import Progress, resume
 from graph_stream.rounds import alone
 from ingest import EpochReader, open_source, write_rmat
@@ -44,7 +45,7 @@ class Reference:
 
 @cache
 def reference(config: RunConfig) -> Reference:
-    parameters = config.parameters()
+    (parameters,) = config.parameters()
     state = PartitionState(parameters)
     found = Reference([], [])
     last = False
@@ -159,6 +160,51 @@ def test_scores_of_every_kept_epoch_also_between_two_checkpoints(rmat, store):
         assert runs.scores(run, epoch).equals(wanted[epoch - 1])
     with pytest.raises(EpochNotFound, match=r"state of epoch 2 .* kept are snapshots from epoch 3 on"):
         runs.scores(run, 2)
+
+
+def test_several_rankings_are_each_what_they_would_be_alone(rmat, store, tmp_path):
+    favoured = tmp_path / "favoured.csv"
+    favoured.write_text("vertex,weight\n3,500\n17,0.25\n")
+    both = {"algorithm": ("pagerank", "tunkrank"), "personalization": str(favoured), **RMAT}
+    run_until(Pipeline(rmat, partitions=2, checkpoint_every=3, **both), store, Interrupt(8))
+    resume("r", store, partitions=1)
+    run = runs.open_run("r", store)
+    alone_with = {"pagerank": {"personalization": str(favoured)}, "tunkrank": {}}
+    for name, options in alone_with.items():
+        Pipeline(rmat, algorithm=name, **options, **RMAT).run(run_id=name, store=store)
+        single = runs.open_run(name, store)
+        for epoch in (run.newest - 1, run.newest):
+            assert runs.scores(run, epoch, name).equals(runs.scores(single, epoch))
+        assert runs.top(run, run.newest, 5, name).equals(runs.top(single, run.newest, 5))
+        of_both = [ranking["state_hash"] for ranking in run.row(run.newest)["rankings"]]
+        assert of_both[both["algorithm"].index(name)] == single.row(single.newest)["state_hash"]
+    assert runs.scores(run, run.newest).equals(runs.scores(run, run.newest, "pagerank"))
+    with pytest.raises(ConfigError, match="this run computes tunkrank, not pagerank"):
+        runs.scores(single, 1, "pagerank")
+    favoured.write_text("vertex,weight\n3,501\n")
+    read_weights.cache_clear()
+    with pytest.raises(ConfigError, match="is not what the run began with"):
+        runs.scores(run, run.newest)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"algorithm": ("tunkrank", "tunkrank")}, "name each algorithm once"),
+        ({"algorithm": ("pagerang",)}, "unknown algorithm 'pagerang'"),
+        ({"damping": 1.0}, "0 <= damping < 1, got 1.0"),
+        ({"personalization": "weights.csv"}, r"--personalization .*weights.csv cannot be read: No such file"),
+        ({"algorithm": "pagerank", "personalization": "WRONG"}, "it needs the columns vertex and weight"),
+        ({"personalization": "RIGHT"}, "--personalization needs --algorithm pagerank"),
+    ],
+)
+def test_rankings_that_cannot_be_are_refused(rmat, options, text, tmp_path):
+    (tmp_path / "RIGHT").write_text("vertex,weight\n3,500\n")
+    (tmp_path / "WRONG").write_text("id,weight\n3,500\n")
+    if options.get("personalization", "").isupper():
+        options = {**options, "personalization": str(tmp_path / options["personalization"])}
+    with pytest.raises(ConfigError, match=text):
+        Pipeline(rmat, **options)
 
 
 def test_the_number_of_epochs_can_be_limited(rmat, store):

@@ -12,7 +12,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 from hypothesis import strategies as st
 
-from graph_stream.algorithms import Parameters
+from graph_stream.algorithms import Parameters, Weights
 from graph_stream.certificate import TOLERANCE_SLACK
 from graph_stream.epoch import Summary, combine
 from graph_stream.graph import PartitionState
@@ -40,6 +40,7 @@ class Model:
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
+        self.weights = dict(zip(parameters.weights.vertex.tolist(), parameters.weights.weight.tolist(), strict=True))
         self.follows: dict[int, set[int]] = {}
         self.contribution: dict[int, int] = {}
         self.influence: dict[int, int] = {}
@@ -113,8 +114,9 @@ class Model:
             return 0
         scale = 2.0**self.parameters.fixed_point_bits
         old = self.contribution.get(vertex, 0)
-        due = scale + self.parameters.retweet_probability * float(self.influence.get(vertex, 0))
-        if abs(float(degree) * float(old) - due) > self.parameters.tolerance * scale:
+        base = self.weights.get(vertex, 1.0)
+        due = base * scale + self.parameters.factor * float(self.influence.get(vertex, 0))
+        if abs(float(degree) * float(old) - due) > base * (self.parameters.tolerance * scale):
             return round(due / float(degree))
         return old
 
@@ -130,16 +132,17 @@ class Model:
     def largest_lags(self) -> tuple[Fraction, Fraction]:
         """Return the exact largest positive and negative lag."""
         scale = 2**self.parameters.fixed_point_bits
-        p = Fraction(self.parameters.retweet_probability)
+        p = Fraction(self.parameters.factor)
+        bases = {vertex: Fraction(self.weights.get(vertex, 1.0)) for vertex in self.follows}
         lags = [
-            1 + p * self.influence.get(vertex, 0) / scale - Fraction(len(row) * self.contribution[vertex], scale)
+            1 + (p * self.influence.get(vertex, 0) - len(row) * self.contribution[vertex]) / scale / bases[vertex]
             for vertex, row in self.follows.items()
         ]
         return max([Fraction(0), *lags]), max([Fraction(0), *(-lag for lag in lags)])
 
 
-def exact_influence(edges: Iterable[tuple[int, int]], p: float) -> dict[int, float]:
-    """Solve ``(Id - p*W^T) I = W^T 1`` with a sparse factorisation."""
+def exact_influence(edges: Iterable[tuple[int, int]], p: float, weights: Weights | None = None) -> dict[int, float]:
+    """Solve ``(Id - p*W^T) I = W^T b`` with a sparse factorisation; ``b`` is 1 where no weight says otherwise."""
     pairs = np.array(sorted(edges), dtype=np.int64).reshape(-1, 2)
     if not len(pairs):
         return {}
@@ -149,7 +152,7 @@ def exact_influence(edges: Iterable[tuple[int, int]], p: float) -> dict[int, flo
     shape = (len(ids), len(ids))
     shares = scipy.sparse.csc_matrix((1.0 / degree[follower], (followed, follower)), shape=shape)
     identity = scipy.sparse.identity(len(ids), format="csc")
-    influence = scipy.sparse.linalg.spsolve(identity - p * shares, shares @ np.ones(len(ids)))
+    influence = scipy.sparse.linalg.spsolve(identity - p * shares, shares @ (weights or Weights.none()).of(ids))
     return dict(zip(ids.tolist(), np.atleast_1d(influence).tolist(), strict=True))
 
 

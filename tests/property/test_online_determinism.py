@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_stream import execution, graph
+from graph_stream import execution, ranking
 from graph_stream.algorithms import Parameters
 from tests.property.online_model import Model, Run, base_of, parameters, random_stream, restored, streams
 
@@ -79,7 +79,7 @@ def test_one_hash_through_restores_on_other_divisions(p):
 def test_one_hash_when_rounds_are_cut_off(stream):
     parameters = Parameters(retweet_probability=0.95, tolerance=1e-4)
     outcomes = set()
-    with patch.object(graph, "ROUND_CAP", 2):
+    with patch.object(ranking, "ROUND_CAP", 2):
         for partitions, mode in [(1, "auto"), (1, "dense"), (2, "sparse"), (4, "auto")]:
             run = Run(parameters, partitions, 1, mode)
             outcomes.add(tuple((each.state_hash, each.error_bound) for each in map(run.apply, stream)))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_stream import graph
+from graph_stream import ranking
 from graph_stream.algorithms import Parameters
 from graph_stream.certificate import CapacityExceeded, tolerance_limit
 from tests.property.online_model import (
@@ -116,7 +116,7 @@ def test_where_degrees_are_limited_by_rounding_the_measured_bound_is_published(p
 def test_where_rounds_are_cut_off_the_measured_bound_is_published(p, tolerance, stream, cap, partitions):
     parameters = Parameters(retweet_probability=p, tolerance=tolerance)
     run, model = Run(parameters, partitions), Model(parameters)
-    with patch.object(graph, "ROUND_CAP", cap):
+    with patch.object(ranking, "ROUND_CAP", cap):
         for records in stream:
             summary = run.apply(records)
             model.apply(records)

@@ -260,7 +260,7 @@ if __name__ == "__main__":
     import waiting
 
     Controller.run = interrupted
-    exoflow.executor.ensure_ray = exoflow.api.ensure_ray = lambda **_: None
+    exoflow.remote.ensure_ray = exoflow.api.ensure_ray = lambda **_: None
     try:
         exoflow.run(waiting.wait.bind(), workflow_id="wait", store="store")
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from graph_stream import graph
+from graph_stream import ranking
 from graph_stream.algorithms import Parameters
 from graph_stream.certificate import (
     BUCKETS,
@@ -105,7 +105,7 @@ def test_rounding_limited_runs_publish_the_wider_bound():
 def test_round_cap_publishes_the_measured_lag_and_the_next_epoch_goes_on(monkeypatch):
     parameters = Parameters(retweet_probability=0.85, tolerance=1e-5)
     run, model = Run(parameters, 2), Model(parameters)
-    monkeypatch.setattr(graph, "ROUND_CAP", 6)
+    monkeypatch.setattr(ranking, "ROUND_CAP", 6)
     for records in random_stream(seed=4, epochs=3, records=400, ids=60, deletes=0.2):
         summary = run.apply(records)
         model.apply(records)
@@ -121,7 +121,7 @@ def test_round_cap_publishes_the_measured_lag_and_the_next_epoch_goes_on(monkeyp
     whole = Changes.of_rows(kind, key, value)
     together(3, lambda member, exchange: twin.states[member].restore(whole, exchange, run.epoch))
     twin.check_invariants()
-    monkeypatch.setattr(graph, "ROUND_CAP", 10_000)
+    monkeypatch.setattr(ranking, "ROUND_CAP", 10_000)
     summary = run.apply([])
     assert twin.apply([]).state_hash == summary.state_hash
     assert not summary.capped

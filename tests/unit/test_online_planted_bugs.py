@@ -41,11 +41,11 @@ def lost_contribution(monkeypatch: pytest.MonkeyPatch) -> None:
     original = kernels.deliver_each
     to_lose = [1]
 
-    def losing(vertices, slots, deltas, listing, found):
+    def losing(vertices, ranks, slots, deltas, listing, found):
         kept = deltas != 0
         if to_lose and kept.any():
             kept[np.flatnonzero(kept)[: to_lose.pop()]] = False
-        original(vertices, slots[kept], deltas[kept], listing, found)
+        original(vertices, ranks, slots[kept], deltas[kept], listing, found)
 
     monkeypatch.setattr(kernels, "deliver_each", losing)
 
@@ -58,8 +58,8 @@ def missed_emission(monkeypatch: pytest.MonkeyPatch) -> None:
 def overflow_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     original = kernels.deliver
 
-    def narrow(vertices, targets, ends, bucket, deltas, *rest):
-        original(vertices, targets, ends, bucket, deltas.astype(np.int32).astype(np.int64), *rest)
+    def narrow(vertices, ranks, targets, ends, bucket, deltas, *rest):
+        original(vertices, ranks, targets, ends, bucket, deltas.astype(np.int32).astype(np.int64), *rest)
 
     monkeypatch.setattr(kernels, "deliver", narrow)
 
@@ -67,10 +67,10 @@ def overflow_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
 def overflow_of_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     original = kernels.deliver
 
-    def narrow(vertices, *rest):
-        original(vertices, *rest)
+    def narrow(vertices, ranks, *rest):
+        original(vertices, ranks, *rest)
         # As if influence had one bit too few for the most influential vertices.
-        vertices.influence[:] %= 1 << 34
+        ranks.influence[:] %= 1 << 34
 
     monkeypatch.setattr(kernels, "deliver", narrow)
 
@@ -126,10 +126,10 @@ def test_reading_influence_of_the_same_round_changes_the_hash(monkeypatch):
     run, model = healthy_run()
     original = kernels.evaluate
 
-    def eager(vertices, rule, frontier, *rest):
-        vertices.influence[frontier] += 1 << 24
-        answer = original(vertices, rule, frontier, *rest)
-        vertices.influence[frontier] -= 1 << 24
+    def eager(vertices, ranks, rule, frontier, *rest):
+        ranks.influence[frontier] += 1 << 24
+        answer = original(vertices, ranks, rule, frontier, *rest)
+        ranks.influence[frontier] -= 1 << 24
         return answer
 
     monkeypatch.setattr(kernels, "evaluate", eager)
@@ -141,8 +141,8 @@ def test_a_certificate_not_brought_up_to_date_is_caught(monkeypatch):
     run, _ = healthy_run()
     original = kernels.settle
 
-    def forgetful(vertices, rule, visits, visited, lags, *rest):
-        return original(vertices, rule, visits, visited, np.zeros_like(lags), *rest)
+    def forgetful(vertices, ranks, rule, visits, visited, lags, *rest):
+        return original(vertices, ranks, rule, visits, visited, np.zeros_like(lags), *rest)
 
     monkeypatch.setattr(kernels, "settle", forgetful)
     run.apply(NEXT)
@@ -163,7 +163,7 @@ def test_a_hash_that_misses_an_edge_is_caught(monkeypatch):
 
     monkeypatch.setattr(records, "link", unhashed)
     run.apply([(100, 101, 1)])
-    with pytest.raises(InvariantViolated, match="lane sum of the hash"):
+    with pytest.raises(InvariantViolated, match="lane sum of the edges"):
         run.check_invariants()
 
 

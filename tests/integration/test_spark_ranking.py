@@ -1,4 +1,4 @@
-"""The offline TunkRank job against exact solutions."""
+"""The offline job against exact solutions."""
 
 import ast
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -25,7 +26,7 @@ from spark.session import close_session, open_session
 from tests.integration.test_spark_session import PROJECT, need_java
 
 pytestmark = pytest.mark.java
-JOB_FILE = PROJECT / "spark" / "jobs" / "tunkrank.py"
+JOB_FILE = PROJECT / "spark" / "jobs" / "ranking.py"
 
 Edges = Sequence[tuple[int, int]]
 Changes = Sequence[tuple[int, int, int]]
@@ -47,7 +48,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def run(session: Any, tmp_path: Path) -> Any:
     """Run the job on changes, one list per file, and return its manifest and its influences by vertex."""
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
 
     def run_job(*files: Changes, **options: Any) -> tuple[dict[str, Any], dict[int, float]]:
         place = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
@@ -112,12 +113,12 @@ def zoo() -> list[tuple[int, int]]:
 @pytest.mark.parametrize(("p", "tolerance"), [(0, 1e-10), (0.00037, 1e-10), (0.5, 1e-10), (0.85, 1e-10), (0.95, 0.1)])
 def test_every_vertex_is_within_the_promised_error(run, p, tolerance):
     edges = zoo()
-    manifest, found = run(inserts(edges), retweet_probability=p, tolerance=tolerance)
+    manifest, found = run(inserts(edges), factor=p, tolerance=tolerance)
     assert manifest["relative_error"] <= tolerance
     assert_within(manifest, found, exact(edges, p))
     assert manifest["edges"] == len(edges)
     assert manifest["vertices"] == len(found)
-    assert manifest["retweet_probability"] == p
+    assert manifest["factor"] == p
     unfollowed = {follower for follower, _ in edges} - {followed for _, followed in edges}
     assert {vertex for vertex, influence in found.items() if influence == 0} == unfollowed
 
@@ -129,7 +130,7 @@ def test_large_influence_at_a_high_probability(run):
     expected = dict.fromkeys((follower for follower, _ in edges), 0.0) | {0: float(fans)}
     for v in range(chain):
         expected[v + 1] = 1 + p * expected[v]
-    manifest, found = run(inserts(edges), retweet_probability=p)
+    manifest, found = run(inserts(edges), factor=p)
     assert manifest["relative_error"] <= 1e-10
     assert_within(manifest, found, expected)
     assert manifest["iterations"] <= chain + 8
@@ -169,90 +170,90 @@ def fold(files: Sequence[Changes]) -> list[tuple[int, int]]:
 @given(files=change_files(), p=st.sampled_from([0.0, 0.00037, 0.1]))
 def test_deletes_and_reinserts_over_several_files(run, files, p):
     edges = fold(files)
-    manifest, found = run(*files, retweet_probability=p)
+    manifest, found = run(*files, factor=p)
     assert manifest["edges"] == len(edges)
     assert_within(manifest, found, exact(edges, p) if edges else {})
 
 
 def test_one_file_may_stand_for_several_epochs(session, tmp_path):
     """Content-addressed stores keep equal deltas once: here epochs 1 and 3 insert, epoch 2 deletes."""
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
 
     insert = write_changes(tmp_path / "insert", [(1, 1, 2)])
     delete = write_changes(tmp_path / "delete", [(-1, 1, 2)])
     inputs = [(insert, 1), (delete, 2), (insert, 3)]
-    assert main(session, inputs, tmp_path / "kept", retweet_probability=0.5)["edges"] == 1
-    assert main(session, inputs[:2], tmp_path / "gone", retweet_probability=0.5)["edges"] == 0
+    assert main(session, inputs, tmp_path / "kept", factor=0.5)["edges"] == 1
+    assert main(session, inputs[:2], tmp_path / "gone", factor=0.5)["edges"] == 0
 
 
 def test_the_result_has_the_same_bits_for_every_layout(run, monkeypatch):
     edges = [edge for edge in zoo() if edge[0] >= 7000]
-    _, expected = run(inserts(edges), retweet_probability=0.1)
-    monkeypatch.setattr("spark.jobs.tunkrank.ROWS_PER_PARTITION", 500)
+    _, expected = run(inserts(edges), factor=0.1)
+    monkeypatch.setattr("spark.jobs.ranking.ROWS_PER_PARTITION", 500)
     shuffled = inserts([edges[i] for i in np.random.default_rng(1).permutation(len(edges))])
-    _, found = run(shuffled[:700], shuffled[700:], retweet_probability=0.1)
+    _, found = run(shuffled[:700], shuffled[700:], factor=0.1)
     assert found == expected
 
 
 @pytest.mark.parametrize("files", [[], [[]], [[(1, 1, 2)], [(-1, 1, 2)]], [[(0, 1, 2), (1, 3, 3)]]])
 def test_no_edges(run, files):
-    manifest, found = run(*files, retweet_probability=0.85)
+    manifest, found = run(*files, factor=0.85)
     assert found == {}
     assert (manifest["vertices"], manifest["edges"], manifest["relative_error"]) == (0, 0, 0.0)
 
 
 def test_the_iteration_cap_is_an_error(run, tmp_path):
-    from spark.jobs.tunkrank import NotConverged
+    from spark.jobs.ranking import NotConverged
 
     with pytest.raises(NotConverged, match=r"p = 0\.9 .* after 3 iterations.*allow more iterations"):
-        run(inserts([(1, 2), (2, 1)]), retweet_probability=0.9, max_iterations=3)
+        run(inserts([(1, 2), (2, 1)]), factor=0.9, max_iterations=3)
     assert not list(tmp_path.glob("*/out/*.json"))
 
 
 @pytest.mark.parametrize("edges", [[(1, 2), (2, 1)], [(1, 2), (2, 3)]])
 def test_a_tolerance_beyond_float64_is_an_error(run, edges):
-    from spark.jobs.tunkrank import NotConverged
+    from spark.jobs.ranking import NotConverged
 
     with pytest.raises(NotConverged, match="float64 does not reach"):
-        run(inserts(edges), retweet_probability=0.1, tolerance=1e-16)
+        run(inserts(edges), factor=0.1, tolerance=1e-16)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"retweet_probability": 1.0},
-        {"retweet_probability": -0.1},
-        {"retweet_probability": float("nan")},
-        {"retweet_probability": 0.5, "tolerance": 0.0},
-        {"retweet_probability": 0.5, "max_iterations": 0},
+        {"factor": 1.0},
+        {"factor": -0.1},
+        {"factor": float("nan")},
+        {"factor": 0.5, "tolerance": 0.0},
+        {"factor": 0.5, "max_iterations": 0},
     ],
 )
 def test_parameters_out_of_range(run, options):
-    with pytest.raises(ValueError, match=r"(retweet_probability|tolerance|max_iterations) is"):
+    with pytest.raises(ValueError, match=r"(factor|tolerance|max_iterations) is"):
         run(inserts([(1, 2)]), **options)
 
 
 def test_output_that_holds_something_is_left_alone(session, tmp_path):
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
 
     (tmp_path / "precious").write_text("mine")
     with pytest.raises(FileExistsError, match="give a new or empty folder"):
-        main(session, [], tmp_path, retweet_probability=0.5)
+        main(session, [], tmp_path, factor=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
 def test_folders_are_not_inputs(session, tmp_path):
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
 
     (tmp_path / "in").mkdir()
     write_changes(tmp_path / "in" / "a.parquet", [(1, 1, 2)])
     with pytest.raises(ValueError, match="list files, not folders"):
-        main(session, [(tmp_path / "in", 1)], tmp_path / "out", retweet_probability=0.5)
+        main(session, [(tmp_path / "in", 1)], tmp_path / "out", factor=0.5)
 
 
 def test_awkward_paths_and_a_committed_output(session, tmp_path):
     """The way of a batch: odd names, an attempt's folder, a commit that finds the manifest true."""
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
 
     place = tmp_path / "we ird[1]%20é+{a,b}*"
     place.mkdir()
@@ -261,7 +262,7 @@ def test_awkward_paths_and_a_committed_output(session, tmp_path):
     attempt = folder.begin("key")
     held = session.sparkContext._jsc.getPersistentRDDs().size()
     adaptive = session.conf.get("spark.sql.adaptive.enabled")
-    manifest = main(session, inputs, attempt, retweet_probability=0.5)
+    manifest = main(session, inputs, attempt, factor=0.5)
     assert session.conf.get("spark.sql.adaptive.enabled") == adaptive == "true"
     assert read_result(folder.commit(attempt)) == pytest.approx({1: 0.0, 2: 1.0, 3: 1.5}, rel=1e-10)
     assert json.loads((attempt / "_manifest.json").read_text()) == manifest
@@ -294,7 +295,7 @@ def test_spark_submit_runs_the_file_alone(tmp_path):
     listing.write_text(json.dumps([{"path": "delta", "sequence": 2}, {"path": "base", "sequence": 1}]))
     submit = Path(sys.executable).with_name("spark-submit")
     defaults = PROJECT / "clusters" / "spark" / "spark-defaults.conf"
-    arguments = ["--retweet-probability", "0.1", "--output", "out", "--inputs", listing]
+    arguments = ["--factor", "0.1", "--output", "out", "--inputs", listing]
     done = subprocess.run(
         [submit, "--master", "local[1]", "--properties-file", defaults, job, *arguments],
         cwd=tmp_path / "cwd",
@@ -313,3 +314,29 @@ def test_spark_submit_runs_the_file_alone(tmp_path):
     manifest = json.loads(done.stdout)
     assert_within(manifest, read_result(tmp_path / "cwd" / "out"), exact(edges, 0.1))
     assert [path.name for path in (tmp_path / "cwd").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("weights", [{}, {7001: 500.0, 900: 0.25, 10**12: 3.0}])
+def test_pagerank_is_what_networkx_says(run, weights):
+    edges = zoo()
+    manifest, found = run(inserts(edges), algorithm="pagerank", factor=0.85, weights=weights)
+    assert (manifest["algorithm"], manifest["factor"]) == ("pagerank", 0.85)
+    assert manifest["relative_error"] <= 1e-10
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-12)
+    graph = networkx.DiGraph(edges)
+    bases = {vertex: weights.get(vertex, 1.0) for vertex in graph}
+    # Its tolerance is on the sum of all errors, divided by the number of vertices.
+    expected = networkx.pagerank(graph, 0.85, personalization=bases, tol=1e-18, max_iter=1000)
+    assert_within({"relative_error": 1e-9}, found, expected)
+
+
+def test_weights_and_algorithms_that_do_not_fit_are_refused(session, tmp_path):
+    from spark.jobs.ranking import main
+
+    for options, text in (
+        ({"algorithm": "hits"}, "algorithm is hits"),
+        ({"weights": {1: 2.0}}, "weights are for PageRank"),
+        ({"algorithm": "pagerank", "weights": {1: 0.0}}, "weights have to be greater than 0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            main(session, [], tmp_path / "out", factor=0.5, **options)

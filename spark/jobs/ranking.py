@@ -1,43 +1,48 @@
-"""Exact TunkRank of a snapshot, as a DataFrame job.
+"""Exact rankings of a snapshot, as a DataFrame job: TunkRank and PageRank.
 
-TunkRank (design section 1) is ``I(x) = sum over followers f of x of (1 + p*I(f)) / |following(f)|``, in
-matrix form ``I = W^T (1 + p*I)`` with ``W[f, x] = 1 / |following(f)|``. The job solves it by Jacobi iteration
-from ``I_0 = 0``, kept in the form of its increments::
+Both are read out of one vector, the influence ``I = W^T (b + p*I)`` with ``W[f, x] = 1 / |following(f)|`` for
+a follower f of x. TunkRank (design section 1) is ``I`` itself, with ``b = 1`` and p the retweet probability.
+PageRank is ``y / sum(y)`` with ``y = b + p*I``, p the damping and ``b`` the weight of each vertex, 1 where none
+is given: jumps go to vertices in proportion to it, also from those that follow no one. The job solves for
+``I`` by Jacobi iteration from ``I_0 = 0``, kept in the form of its increments::
 
-    delta_{k+1} = W^T lag_k,    I_{k+1} = I_k + delta_{k+1},    lag_{k+1} = p * delta_{k+1},    lag_0 = 1.
+    delta_{k+1} = W^T lag_k,    I_{k+1} = I_k + delta_{k+1},    lag_{k+1} = p * delta_{k+1},    lag_0 = b.
 
-**What it promises.** Every influence is within ``tolerance`` (default 1e-10) of the exact one, relative to
-the exact one, and a vertex without followers has exactly 0. The bound reached is proven and published as
-``relative_error``:
+**What it promises.** Every score is within ``tolerance`` (default 1e-10) of the exact one, relative to the
+exact one, and a vertex without followers has an influence of exactly 0. The bound reached is proven and
+published as ``relative_error``:
 
 1. *Truncation.* ``lag_k`` is what the vertices still have to emit: ``I - I_k = (Id - p*W^T)^-1 W^T lag_k``.
-   The operator is non-negative and maps the vector 1 to ``I``; hence ``0 <= I - I_k <= max(lag_k) * I`` for
+   The operator is non-negative and maps ``b`` to ``I``; hence ``0 <= I - I_k <= max(lag_k / b) * I`` for
    every vertex (the certificate of design section 5). Increments are used because they make ``lag_k`` a sum
    of non-negative numbers: taken as a difference of two large influences it would be lost to cancellation.
 2. *Rounding.* No operation subtracts, so relative errors only add up. Per iteration a value meets at most 5
    roundings of relative size ``u = 2^-53`` (``p*delta``, ``lag/following``, two where a sum becomes a
    float64, one where it joins the influence), after k iterations at most ``5*k*u``; counting 6 covers the
    second-order terms.
-3. *Sums.* Contributions are added as integers: rounded up to a multiple of ``2^-2b`` and cut in two words of
-   b bits behind the point, b small enough that no sum overflows. Integer sums are exact in any order: the
+3. *Sums.* Contributions are added as integers: rounded up to a multiple of ``2^-2w`` and cut in two words of
+   w bits behind the point, w small enough that no sum overflows. Integer sums are exact in any order: the
    error does not grow with the number of followers, and the result has the same bits for every partitioning.
-   Rounding up moves a contribution of a vertex following d others by at most ``2^-2b``, as if its lag were
-   ``d * 2^-2b`` larger; over k iterations that raises no influence by more than ``k * d_max * 2^-2b`` of
-   itself.
+   Rounding up moves a contribution of a vertex following d others by at most ``2^-2w``, as if its lag
+   were ``d * 2^-2w`` larger; over k iterations that raises no influence by more than ``k * d_max *
+   2^-2w / b_min`` of itself.
+4. *Quotient.* ``y`` and its sum are low by the share of ``I`` at most, r, so their quotient is off by at most
+   ``r / (1 - r)``; the sum is taken in decimals, and a few roundings of u come on top.
 
-So ``relative_error = max(lag_k) + k * (6*u + d_max * 2^-2b)``; the job stops when it is at most
+So ``r = max(lag_k / b) + k * (6*u + d_max * 2^-2w / b_min)``; the job stops when what it publishes is at most
 ``tolerance``.
 
 The file needs PySpark only and runs alone:
-``spark-submit spark/jobs/tunkrank.py --retweet-probability P --output DIR --inputs FILE...``
+``spark-submit spark/jobs/ranking.py --algorithm NAME --factor P --output DIR --inputs FILE...``
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -56,6 +61,11 @@ ROWS_PER_PARTITION = 2**19
 MAX_STEPS_PER_CHECKPOINT = 8
 UNIT_ROUNDOFF = 2.0**-53
 ROUNDINGS_PER_STEP = 6
+ROUNDINGS_OF_QUOTIENT = 8
+SHARE_FOR_SOLUTION = 0.9
+"""Of the tolerance, where a quotient is taken of the solution."""
+
+ALGORITHMS = ("tunkrank", "pagerank")
 
 SQL_SETTINGS = {
     # Shuffling once per iteration needs the state to stay in the partitions of the graph: nothing may merge
@@ -78,8 +88,8 @@ class Graph(NamedTuple):
     ----------
     rows
         One row per vertex: ``vertex`` int64, ``following`` int32 (how many it follows), ``receivers`` array
-        of int64 (those it follows, and itself). Partitioned and sorted by ``vertex``.
-    vertices, edges, max_following
+        of int64 (those it follows, and itself), ``base`` float64. Partitioned and sorted by ``vertex``.
+    vertices, edges, max_following, sum_of_bases, least_base
         Totals over the rows.
     """
 
@@ -87,6 +97,8 @@ class Graph(NamedTuple):
     vertices: int
     edges: int
     max_following: int
+    sum_of_bases: float
+    least_base: float
 
 
 class Solution(NamedTuple):
@@ -148,11 +160,13 @@ def main(
     inputs: Inputs,
     output: str | os.PathLike[str],
     *,
-    retweet_probability: float,
+    factor: float,
+    algorithm: str = "tunkrank",
+    weights: Mapping[int, float] | None = None,
     tolerance: float = 1e-10,
     max_iterations: int = 1000,
 ) -> dict[str, Any]:
-    """Compute the exact TunkRank of the graph that `inputs` describe and write it to `output`.
+    """Compute the exact ranking of the graph that `inputs` describe and write it to `output`.
 
     Parameters
     ----------
@@ -160,14 +174,18 @@ def main(
         The Spark session; its own settings stay as they are.
     inputs
         Pairs of a Parquet file and its sequence number; a path without a scheme is a local one. Columns:
-        ``kind`` int8 (+1 edge inserted, -1 edge deleted, 0 no edge: ignored), ``key`` int64 (the follower),
+        ``kind`` int8 (+1 edge inserted, -1 edge deleted, others no edge: ignored), ``key`` int64 (the follower),
         ``value`` int64 (the followed). For each edge the row of the highest sequence counts (among equals an
         insertion); a vertex following itself is no edge.
     output
         A local folder, absent or empty. It gets Parquet files (``vertex`` int64, ``influence`` float64) and,
         as the last file, ``_manifest.json``.
-    retweet_probability
-        p, in [0, 1).
+    factor
+        p, in [0, 1): the retweet probability, or the damping.
+    algorithm
+        One of `ALGORITHMS`.
+    weights
+        ``b`` of the vertices where it is not 1, above 0; for PageRank.
     tolerance
         The largest relative error allowed for any vertex.
     max_iterations
@@ -176,7 +194,7 @@ def main(
     Returns
     -------
     dict
-        The manifest: ``format, vertices, edges, iterations, relative_error, retweet_probability`` and
+        The manifest: ``format, algorithm, factor, vertices, edges, iterations, relative_error`` and
         ``files``, a list of ``{name, bytes, sha256}``.
 
     Raises
@@ -188,7 +206,8 @@ def main(
     NotConverged
         `max_iterations` were not enough, or `tolerance` is finer than float64 allows.
     """
-    _check_parameters(retweet_probability, tolerance, max_iterations)
+    weights = weights or {}
+    _check_parameters(factor, algorithm, weights, tolerance, max_iterations)
     folder = _empty_folder(output)
     # A session of its own, because others who share the Spark context must not see its settings.
     own_session = session.newSession()
@@ -198,22 +217,20 @@ def main(
     partitions = partition_count(changes.count())
     own_session.conf.set("spark.sql.shuffle.partitions", str(partitions))
     with Checkpoints() as checkpoints:
-        graph = build_graph(changes, partitions, checkpoints)
-        solution = solve(
-            graph,
-            retweet_probability,
-            checkpoints,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-        )
+        graph = build_graph(changes, weights, partitions, checkpoints)
+        share = 1.0 if algorithm == "tunkrank" else SHARE_FOR_SOLUTION
+        solution = solve(graph, factor, checkpoints, tolerance=share * tolerance, max_iterations=max_iterations)
+        if algorithm == "pagerank":
+            solution = normalised(graph, factor, solution)
         solution.rows.sortWithinPartitions("vertex").write.mode("append").parquet(_uri(folder))
     summary = {
         "format": MANIFEST_FORMAT,
+        "algorithm": algorithm,
+        "factor": factor,
         "vertices": graph.vertices,
         "edges": graph.edges,
         "iterations": solution.iterations,
         "relative_error": solution.relative_error,
-        "retweet_probability": retweet_probability,
     }
     return write_manifest(folder, summary)
 
@@ -243,7 +260,7 @@ def read_changes(session: SparkSession, inputs: Inputs) -> DataFrame:
     names = session.createDataFrame(numbered, "name STRING, sequence BIGINT")
     unknown = F.raise_error(F.concat(F.lit("Spark read a file it did not announce: "), "name"))
     return (
-        files.where("kind <> 0")
+        files.where("abs(kind) = 1")
         .withColumn("name", F.input_file_name())
         .join(F.broadcast(names), "name", "left")
         .select(F.coalesce("sequence", unknown.cast("bigint")).alias("sequence"), "kind", "key", "value")
@@ -258,13 +275,15 @@ def partition_count(rows: int) -> int:
     return max(2, math.ceil(rows / ROWS_PER_PARTITION))
 
 
-def build_graph(changes: DataFrame, partitions: int, checkpoints: Checkpoints) -> Graph:
+def build_graph(changes: DataFrame, weights: Mapping[int, float], partitions: int, checkpoints: Checkpoints) -> Graph:
     """Reduce changes to the edges that exist, and lay them out by follower.
 
     Parameters
     ----------
     changes
         As from `read_changes`.
+    weights
+        ``b`` where it is not 1.
     partitions
         Number of partitions the vertices are hashed into.
     checkpoints
@@ -290,16 +309,24 @@ def build_graph(changes: DataFrame, partitions: int, checkpoints: Checkpoints) -
             F.size("followed").alias("following"),
             F.concat("followed", F.array("vertex")).alias("receivers"),
         )
-        .sortWithinPartitions("vertex")
     )
-    rows = checkpoints.cut(layout)
-    vertices, edge_count, max_following = rows.agg(F.count("*"), F.sum("following"), F.max("following")).collect()[0]
-    return Graph(rows, vertices, edge_count or 0, max_following or 0)
+    rows = checkpoints.cut(_with_bases(layout, weights).sortWithinPartitions("vertex"))
+    totals = rows.agg(F.count("*"), F.sum("following"), F.max("following"), F.sum("base"), F.min("base"))
+    vertices, edge_count, max_following, sum_of_bases, least_base = totals.collect()[0]
+    return Graph(rows, vertices, edge_count or 0, max_following or 0, sum_of_bases or 0.0, least_base or 1.0)
+
+
+def _with_bases(layout: DataFrame, weights: Mapping[int, float]) -> DataFrame:
+    if not weights:
+        return layout.withColumn("base", F.lit(1.0))
+    given = layout.sparkSession.createDataFrame(list(weights.items()), "vertex BIGINT, weight DOUBLE")
+    weighted = layout.join(F.broadcast(given), "vertex", "left")
+    return weighted.withColumn("base", F.coalesce("weight", F.lit(1.0))).drop("weight")
 
 
 def solve(
     graph: Graph,
-    retweet_probability: float,
+    factor: float,
     checkpoints: Checkpoints,
     *,
     tolerance: float,
@@ -312,16 +339,18 @@ def solve(
     NotConverged
         `max_iterations` were not enough, or `tolerance` is finer than float64 allows.
     """
-    # The lags of an iteration add up to at most one per vertex, so a word this long leaves room for any sum.
-    word_bits = 62 - graph.vertices.bit_length()
-    error_per_step = ROUNDINGS_PER_STEP * UNIT_ROUNDOFF + graph.max_following * 2.0 ** (-2 * word_bits)
-    iterate = plan_iteration(graph, retweet_probability, word_bits)
-    state = graph.rows.select("vertex", F.lit(1.0).alias("lag"), F.lit(0.0).alias("influence"))
+    # The lags of an iteration add up to at most the bases, low words to at most one per follower: a word this long
+    # leaves room for any sum.
+    word_bits = 62 - max(graph.vertices, math.ceil(graph.sum_of_bases)).bit_length()
+    rounding_up = graph.max_following * 2.0 ** (-2 * word_bits) / graph.least_base
+    error_per_step = ROUNDINGS_PER_STEP * UNIT_ROUNDOFF + rounding_up
+    iterate = plan_iteration(graph, factor, word_bits)
+    state = graph.rows.select("vertex", F.col("base").alias("lag"), F.lit(0.0).alias("influence"))
     largest_lag = 1.0 if graph.edges else 0.0
     iterations = 0
     while (relative_error := largest_lag + iterations * error_per_step) > tolerance:
         reached = (
-            f"TunkRank with p = {retweet_probability} is proven to a relative error of {relative_error:.3g} "
+            f"the ranking with p = {factor} is proven to a relative error of {relative_error:.3g} "
             f"after {iterations} iterations, not {tolerance:.3g}"
         )
         if iterations * error_per_step >= tolerance:
@@ -330,25 +359,39 @@ def solve(
         if iterations == max_iterations:
             message = f"{reached}: allow more iterations"
             raise NotConverged(message)
-        steps = min(steps_to_go(largest_lag, retweet_probability, tolerance), max_iterations - iterations)
+        steps = min(steps_to_go(largest_lag, factor, tolerance), max_iterations - iterations)
         for _ in range(steps):
             state = iterate(state)
         state = checkpoints.cut(state)
         checkpoints.keep_only(graph.rows, state)
         iterations += steps
-        largest_lag = state.agg(F.max("lag")).collect()[0][0]
+        lags = state.join(graph.rows, "vertex").select(F.max(F.col("lag") / F.col("base")))
+        largest_lag = lags.collect()[0][0]
     return Solution(state.select("vertex", "influence"), iterations, relative_error)
 
 
-def steps_to_go(largest_lag: float, retweet_probability: float, tolerance: float) -> int:
+def normalised(graph: Graph, factor: float, solution: Solution) -> Solution:
+    """Return PageRank, given the influence: shares that add up to 1, in the column ``influence``."""
+    given = solution.rows.join(graph.rows, "vertex").select(
+        "vertex", (F.col("base") + F.col("influence") * factor).alias("given")
+    )
+    # Decimals add up exactly, in any order.
+    total = given.agg(F.sum(F.col("given").cast("decimal(38,18)"))).collect()[0][0]
+    rows = given.select("vertex", (F.col("given") / float(total or 1)).alias("influence"))
+    share = solution.relative_error
+    relative_error = share / (1.0 - share) + ROUNDINGS_OF_QUOTIENT * UNIT_ROUNDOFF
+    return Solution(rows, solution.iterations, relative_error)
+
+
+def steps_to_go(largest_lag: float, factor: float, tolerance: float) -> int:
     """Guess the iterations still needed, at most a checkpoint's worth: the lag shrinks by about p in each."""
-    if retweet_probability == 0:
+    if factor == 0:
         return 1
-    needed = math.ceil(math.log(tolerance / largest_lag) / math.log(retweet_probability))
+    needed = math.ceil(math.log(tolerance / largest_lag) / math.log(factor))
     return min(max(needed, 1), MAX_STEPS_PER_CHECKPOINT)
 
 
-def plan_iteration(graph: Graph, retweet_probability: float, word_bits: int) -> Callable[[DataFrame], DataFrame]:
+def plan_iteration(graph: Graph, factor: float, word_bits: int) -> Callable[[DataFrame], DataFrame]:
     """Make the function that plans one iteration.
 
     A vertex's influence so far travels to itself as one more row. Joining it to the new sums instead would read
@@ -358,7 +401,7 @@ def plan_iteration(graph: Graph, retweet_probability: float, word_bits: int) -> 
     ----------
     graph
         The graph.
-    retweet_probability
+    factor
         p.
     word_bits
         Length of each of the two words a contribution is cut in.
@@ -383,7 +426,7 @@ def plan_iteration(graph: Graph, retweet_probability: float, word_bits: int) -> 
     ]
     next_state = [
         F.col("receiver").alias("vertex"),
-        (delta * retweet_probability).alias("lag"),
+        (delta * factor).alias("lag"),
         (F.col("influence") + delta).alias("influence"),
     ]
 
@@ -416,9 +459,20 @@ def write_manifest(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _check_parameters(retweet_probability: float, tolerance: float, max_iterations: int) -> None:
-    if not 0 <= retweet_probability < 1:
-        message = f"retweet_probability is {retweet_probability}: it has to be at least 0 and less than 1"
+def _check_parameters(
+    factor: float, algorithm: str, weights: Mapping[int, float], tolerance: float, max_iterations: int
+) -> None:
+    if not 0 <= factor < 1:
+        message = f"factor is {factor}: it has to be at least 0 and less than 1"
+        raise ValueError(message)
+    if algorithm not in ALGORITHMS:
+        message = f"algorithm is {algorithm}: it has to be one of {', '.join(ALGORITHMS)}"
+        raise ValueError(message)
+    if weights and algorithm == "tunkrank":
+        message = "weights are for PageRank: in TunkRank every vertex has one tweet to give"
+        raise ValueError(message)
+    if any(not 0 < weight < math.inf for weight in weights.values()):
+        message = "weights have to be greater than 0 and finite"
         raise ValueError(message)
     if not 0 < tolerance < 0.25:
         message = f"tolerance is {tolerance}: it has to be greater than 0 and less than 0.25"
@@ -484,10 +538,18 @@ def read_input_list(arguments: list[str]) -> list[tuple[str, int]]:
     return [(path, sequence) for sequence, path in enumerate(arguments, start=1)]
 
 
+def read_weights(path: str) -> dict[int, float]:
+    """Read the ``--weights`` of the command line."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return {int(row["vertex"]): float(row["weight"]) for row in csv.DictReader(file)}
+
+
 def run_as_script() -> None:
     """Run the job under spark-submit and print its manifest."""
-    parser = argparse.ArgumentParser(description="Exact TunkRank of a snapshot of a follow graph.")
-    parser.add_argument("--retweet-probability", type=float, required=True, metavar="P")
+    parser = argparse.ArgumentParser(description="Exact ranking of a snapshot of a follow graph.")
+    parser.add_argument("--algorithm", choices=ALGORITHMS, default="tunkrank")
+    parser.add_argument("--factor", "--retweet-probability", "--damping", type=float, required=True, metavar="P")
+    parser.add_argument("--weights", metavar="FILE", help="CSV with a header: vertex,weight")
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty local folder")
     parser.add_argument("--tolerance", type=float, default=1e-10)
     parser.add_argument("--max-iterations", type=int, default=1000)
@@ -499,14 +561,16 @@ def run_as_script() -> None:
         help="Parquet files (kind, key, value), later ones win; or one JSON list of {path, sequence}",
     )
     options = parser.parse_args()
-    session = SparkSession.builder.appName("tunkrank").getOrCreate()
+    session = SparkSession.builder.appName(options.algorithm).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     try:
         manifest = main(
             session,
             read_input_list(options.inputs),
             options.output,
-            retweet_probability=options.retweet_probability,
+            factor=options.factor,
+            algorithm=options.algorithm,
+            weights=read_weights(options.weights) if options.weights else None,
             tolerance=options.tolerance,
             max_iterations=options.max_iterations,
         )

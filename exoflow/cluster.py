@@ -1,0 +1,111 @@
+"""Ray itself: joined where somebody says where it is, else started as children of this process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+import ray.exceptions
+from ray._private import ray_constants
+
+from exoflow.errors import ClusterLost
+
+DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+SECONDS_BETWEEN_LOOKS = 2.0
+_TEMPORARY_PREFIX = "exoflow-ray-"
+
+
+def ensure_ray(
+    *, num_cpus: int | None = None, object_store_bytes: int | None = None, log_to_driver: bool = True
+) -> None:
+    """Join Ray if this process or ``RAY_ADDRESS`` says where it is; else start it as children of the process.
+
+    Ray started here has its own temporary folder, no dashboard and no usage reports, and ends with the
+    process, however that ends.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Every outcome is read as an event; values of attempts that were given up need no complaint.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # Ray remembers what became of each of a hundred thousand tasks: some 16 kB an epoch that nobody reads.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=log_to_driver, logging_level="warning")
+        return
+    _keep_to_loopback()
+    _remove_leftovers()
+    folder = tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=tempfile.gettempdir())
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        num_cpus=num_cpus or os.cpu_count(),
+        object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=log_to_driver,
+        logging_level="error",
+        _temp_dir=folder,
+    )
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own; how this process ends is for its caller to say.
+        signal.signal(signal.SIGTERM, on_terminate)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _keep_to_loopback() -> None:
+    """Let a Ray of our own listen on 127.0.0.1 alone.
+
+    Ray has one switch for that, meant for other systems; it is read when Ray is imported, and again by the
+    processes that Ray starts.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _remove_leftovers() -> None:
+    """Remove temporary folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*"):
+        pid = folder.name.removeprefix(_TEMPORARY_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class NodeWatch:
+    """Tells when the node that this process works through has died; nothing that waits for Ray would notice.
+
+    Parameters
+    ----------
+    tell : callable
+        Gets a `ClusterLost`, once, from a thread of the watch.
+    """
+
+    def __init__(self, tell: Callable[[ClusterLost], None]) -> None:
+        self._tell = tell
+        self._node = ray.get_runtime_context().get_node_id()
+        self._stopped = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._run, name="exoflow-node-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch. A Ray that has died is let go of, so that the next one can be started or joined."""
+        self._stopped.set()
+        self._thread.join(SECONDS_BETWEEN_LOOKS)
+        if self.lost:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(SECONDS_BETWEEN_LOOKS):
+            with contextlib.suppress(ray.exceptions.RayError):
+                if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self._node):
+                    self.lost = True
+                    self._tell(ClusterLost(self._node))
+                    return

@@ -14,7 +14,7 @@ from exoflow.layout import Expand, Layout
 from exoflow.messages import Call, Live, Release, Report, Source, StartActor, Submit, Wake
 from exoflow.options import Checkpoint
 from exoflow.plan import Input, Plan
-from exoflow.progress import Durability, Phase, TaskState, durable_state
+from exoflow.progress import ActorState, Durability, Phase, TaskState, durable_state
 from exoflow.records import History, Intended, Value
 
 
@@ -138,6 +138,7 @@ class Attempts(Layout):
         task.held = True
         spec = task.spec
         if spec.options.external:
+            task.repeats = task.id in self._begun
             self._begun.add(task.id)
         self._out.append(
             Submit(
@@ -148,7 +149,7 @@ class Attempts(Layout):
                 self._key(task),
                 self._call(task),
                 intent=self._intent(task) if spec.options.external else None,
-                last=self._tries.get(task.id, 0) >= spec.options.retries,
+                last=self._tries.get(task.id, 0) >= spec.options.retries and not task.repeats,
             )
         )
         self._wake_consumers(task)
@@ -207,15 +208,29 @@ class Attempts(Layout):
             self._agenda.append(undone.id)
             for name in undone.consumers:
                 consumer = self._tasks.get(name)
-                # A running effect has durable inputs, whatever becomes of the attempt that made them.
-                if consumer is not None and consumer.phase is Phase.RUNNING and not consumer.options.external:
+                if consumer is not None and consumer.phase is Phase.RUNNING and _stands_on(consumer, undone):
                     stack.append(consumer)
 
     def _give_up(self, task: TaskState, error: str) -> None:
         """End the workflow because of a task; what it may have done stays noted in its intent."""
+        actor = self._durable_actor(task)
+        if actor is not None:
+            self._abandon_calls(actor, dead=False)
         self._let_go(task)
         task.phase = Phase.WAITING
         self._end(task.id, error)
+
+    def _abandon_calls(self, actor: ActorState, *, dead: bool) -> None:
+        """Wait no longer for an actor's calls: none that has not returned will find the state that it expects.
+
+        What calls of a ``dead`` actor have captured does not become durable any more either.
+        """
+        for task in self._tasks.values():
+            captured = task.phase is Phase.PRODUCED and task.durability is Durability.WANTED
+            waits = task.phase is Phase.RUNNING or (dead and actor.durable and captured)
+            if waits and task.spec.actor == actor.spec.id:
+                self._let_go(task)
+                task.phase = Phase.WAITING
 
     def _let_go(self, task: TaskState) -> None:
         """Forget a task's attempt; whatever it still says is not listened to."""
@@ -229,6 +244,14 @@ class Attempts(Layout):
         if pause > 0:
             task.sleeping = True
             self._out.append(Wake(task.id, pause))
+
+
+def _stands_on(task: TaskState, upstream: TaskState) -> bool:
+    """Whether an attempt of a task cannot go on without the running attempt of another that comes before it."""
+    if task.spec.stateful and task.spec.actor == upstream.spec.actor:
+        return True
+    # Effects, and consumers of what is replayed for its actor's state alone, read what is durable.
+    return not task.options.external and not upstream.replayed
 
 
 def _token(task: TaskState) -> str:

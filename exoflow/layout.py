@@ -221,7 +221,8 @@ class Layout(Retention):
             case Action.RUN | Action.REPLAY:
                 if survivor is not None:
                     task.phase, task.attempt, task.held = survivor.phase, survivor.attempt, survivor.held
-                    task.report = survivor.report
+                    task.report, task.repeats = survivor.report, survivor.repeats
+                    task.trouble, task.given_up = survivor.trouble, survivor.given_up
                 elif self._cut_off(spec):
                     task.phase = Phase.DOUBTED
                 self._plan_checkpoint(task)

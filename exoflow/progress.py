@@ -55,7 +55,10 @@ SETTLED = (Phase.PRODUCED, Phase.SKIPPED, Phase.VOID)
 
 @dataclasses.dataclass(slots=True, eq=False)
 class TaskState:
-    """One task: its spec, where it stands, and who waits for it."""
+    """One task: its spec, where it stands, and who waits for it.
+
+    ``repeats`` says of an effect's attempt that one before it may have had the effect, under the same key.
+    """
 
     spec: TaskSpec
     order: int
@@ -71,6 +74,7 @@ class TaskState:
     replayed: bool = False
     state_forced: bool = False
     branch: bool = False
+    repeats: bool = False
     trouble: str | None = None
     given_up: bool = False
     unresolved: bool = False

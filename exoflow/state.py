@@ -36,7 +36,7 @@ from exoflow.messages import (
     Woken,
 )
 from exoflow.plan import Plan
-from exoflow.progress import SETTLED, Durability, Phase, TaskState, durable_state
+from exoflow.progress import SETTLED, ActorState, Durability, Phase, TaskState, durable_state
 from exoflow.records import Cleared, Committed, Finished, History, Intended, Record, Status, newest_states
 from exoflow.retention import FOLD_EVERY
 
@@ -182,6 +182,8 @@ class WorkflowState(Doubts):
             return
         tries = self._tries[task.id] = self._tries.get(task.id, 0) + 1
         final = tries > task.options.retries
+        if event.not_done and not task.repeats and task.spec.actor is None:
+            self._begun.discard(task.id)
         if _may_have_acted(task):
             self._doubt(task, event.error, final=final)
             if event.not_done:
@@ -202,11 +204,15 @@ class WorkflowState(Doubts):
 
     def _on_refused(self, event: Refused) -> None:
         task = self._current(event.task, event.attempt)
-        if task is None or task.phase is not Phase.RUNNING:
+        if task is None or task.phase not in (Phase.RUNNING, Phase.SETTLING):
             return
         self._refusals[task.id] = self._refusals.get(task.id, 0) + 1
         if self._refusals[task.id] > MAX_REFUSALS:
             self._give_up(task, f"it was refused {MAX_REFUSALS} times; this is a bug of exoflow")
+        elif task.phase is Phase.SETTLING:
+            # Another owner is there, it seems; this one finds out when it orders the cure again.
+            task.phase, task.attempt = Phase.DOUBTED, 0
+            self._agenda.append(task.id)
         else:
             self._retry(task)
 
@@ -289,13 +295,13 @@ class WorkflowState(Doubts):
         if actor.durable:
             self._losses["rollback"] = self._losses.get("rollback", 0) + 1
             if self._losses["rollback"] > MAX_LOSSES:
-                self._end(event.actor, f"it died {MAX_LOSSES + 1} times without progress: {event.reason}")
+                self._give_up_actor(actor, f"it died {MAX_LOSSES + 1} times without progress: {event.reason}")
             else:
                 self._begin_rollback(f"{name} died: {event.reason}")
             return
         self._losses[name] = self._losses.get(name, 0) + 1
         if self._losses[name] > MAX_LOSSES:
-            self._end(event.actor, f"its process died {MAX_LOSSES + 1} times: {event.reason}")
+            self._give_up_actor(actor, f"its process died {MAX_LOSSES + 1} times: {event.reason}")
             return
         self._out.append(StopActor(event.actor, event.incarnation))
         actor.started = False
@@ -306,6 +312,11 @@ class WorkflowState(Doubts):
                 self._doubt(task, event.reason, final=False)
             else:
                 self._retry(task)
+
+    def _give_up_actor(self, actor: ActorState, error: str) -> None:
+        """End the workflow because of an actor; what its calls may have done stays noted in their intents."""
+        self._abandon_calls(actor, dead=True)
+        self._end(actor.spec.id, error)
 
     def _on_state_damaged(self, event: StateDamaged) -> None:
         """Go back to an older state of the actor and make the calls after it again."""
@@ -341,14 +352,14 @@ class WorkflowState(Doubts):
         """Start again from what is committed, keeping attempts whose inputs all are."""
         self._rollback_reason = None
         survivors = {}
+        clearing = {record.task for record in self._pending_cleared}
         for task in self._tasks.values():
-            if self._outlives_rollback(task):
+            if task.id in clearing or self._outlives_rollback(task):
                 survivors[task.id] = task
             elif task.held:
                 self._out.append(Release(task.id, task.attempt))
         self._agenda.clear()
         self._pending_intents.clear()
-        self._pending_cleared.clear()
         self._unforced.clear()
         alive = {(survivor.id, survivor.attempt) for survivor in survivors.values()}
         self._lent = {attempt: blobs for attempt, blobs in self._lent.items() if attempt in alive}
@@ -365,8 +376,9 @@ class WorkflowState(Doubts):
         """Whether a task's attempt stands on nothing that may be undone."""
         if task.attempt == 0 or task.value_lost or task.phase not in (Phase.RUNNING, Phase.PRODUCED):
             return False
-        if task.phase is Phase.PRODUCED and not task.held and self._kept_output(task) is None:
-            # Its value was let go: it is no use to a consumer that runs again.
+        if task.phase is Phase.PRODUCED and not task.held and (task.report is None or task.report.output is None):
+            # Its value was let go, and a record that was not appended goes with the rest: it is no use to a consumer
+            # that runs again.
             return False
         if task.durability is Durability.COMMITTED:
             return False

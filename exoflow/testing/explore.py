@@ -17,7 +17,7 @@ from exoflow.records import Status
 from exoflow.state import WorkflowState
 from exoflow.testing.outside import Event, outside
 from exoflow.testing.simulation import Simulation
-from exoflow.testing.workflows import EFFECTS, LARGE, MODES, draw, join
+from exoflow.testing.workflows import EFFECTS, LARGE, MODES, draw, join, visit
 from exoflow.testing.world import Violation
 from exoflow.testing.writelog import crash_states
 
@@ -42,6 +42,8 @@ KINDS = (
     Kind(draw, "async", LARGE),
     *(Kind(task, "async") for task in EFFECTS),
     Kind(EFFECTS[0], "sync"),
+    # They raise at every execution, with another error each time.
+    *(Kind(visit.options(catch_exceptions=True), mode) for mode in ("none", "async")),
 )
 
 
@@ -74,6 +76,7 @@ def explore(
         When one of them does not come to a good end.
     """
     outside.reset(random.Random(seed), 0.0)
+    outside.closed = True
     first = Simulation(plan, seed=seed, fold_every=fold_every, core=core)
     outside.log = first.log
     _live(first, "undisturbed")

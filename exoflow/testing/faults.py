@@ -16,12 +16,14 @@ class Faults:
     ----------
     crash, pause, take_over, lose_actor, read : float
         Per step of the world: an owner dies with all its workers; an owner stands still for up to three
-        leases; another controller claims the workflow although its owner is alive; an actor dies; a reader
-        pins what the newest records need and reads it.
+        leases; another controller claims the workflow although its owner is alive; a member of an actor dies;
+        a reader pins what the newest records need and reads it.
     lose_worker : float
         Per attempt: its process dies, before the body or after it, when nobody has been told of its outcome.
-    fail_body : float
-        Per attempt: the body raises (or is ended by its time limit), before or after its effect.
+    time_out : float
+        Per attempt with a time limit, calls of actors included: so dies its process, and the owner knows why.
+    fail_body, vouch : float
+        Per attempt: the body raises, before or after its effect; it raises `EffectNotDone`, if it is an effect.
     refuse, unanswered, late, torn : float
         Per operation of the store: refused (409, 5xx, throttled); a write that lands and whose
         acknowledgement is lost; a write that lands after its time-out; a blob of which half lands.
@@ -37,7 +39,9 @@ class Faults:
     pause: float = 0.0
     take_over: float = 0.0
     read: float = 0.0
+    time_out: float = 0.0
     fail_body: float = 0.0
+    vouch: float = 0.0
     refuse: float = 0.0
     unanswered: float = 0.0
     late: float = 0.0
@@ -54,7 +58,9 @@ _HIGHEST = Faults(
     pause=0.02,
     take_over=0.02,
     read=0.03,
+    time_out=0.2,
     fail_body=0.1,
+    vouch=0.2,
     refuse=0.05,
     unanswered=0.2,
     late=0.2,

@@ -6,7 +6,6 @@ is one history; here are the promises that a journal alone cannot show.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from exoflow.blobs import Blobs, blob_folder
@@ -15,13 +14,15 @@ from exoflow.effects import Cure
 from exoflow.errors import CorruptRecord, WorkflowNotFound
 from exoflow.journal import JournalObject, decode_object, journal_folder, number_of, read_objects
 from exoflow.plan import Plan
-from exoflow.records import Committed, Status, Value
+from exoflow.records import GROUP_CODEC, Committed, Finished, History, Intended, Status
 from exoflow.steps import Delete, StoreStep, drive
 from exoflow.storage import Store
 from exoflow.testing.outside import outside
-from exoflow.testing.workflows import turn
+from exoflow.testing.workflows import Broke, Vouched, parts, turn
 from exoflow.testing.world import Violation
 from exoflow.verify import Expand, Verifier
+
+_WITH_ORIGINS = ("json", "pickle", GROUP_CODEC)
 
 
 class Judge:
@@ -42,8 +43,8 @@ class Judge:
         self._verifier = Verifier(plan, expand)
         self._objects: dict[int, JournalObject] = {}
         self._stamps: dict[str, int | str] = {}
+        self._announced: dict[str, int] = {}
         self.pinned: dict[str, set[str]] = {}
-        self.shared = False
         try:
             known = drive(read_objects(workflow_id), store)
         except WorkflowNotFound:
@@ -54,6 +55,11 @@ class Judge:
             self._objects[number_of(key)] = decode_object(key, data)
         for found in known:
             self._take(found)
+
+    @property
+    def history(self) -> History:
+        """What the journal amounts to so far."""
+        return self._verifier.history
 
     @property
     def status(self) -> Status | None:
@@ -101,11 +107,16 @@ class Judge:
         if found.header.kind == "fold":
             return
         for record in found.records:
-            if isinstance(record, Committed):
-                self._check_whole(record)
-                for value in (record.output, record.state):
-                    if value is not None:
-                        self._check_origin(value)
+            match record:
+                case Committed():
+                    self._check_whole(record)
+                    for value in (record.output, record.state):
+                        if value is not None and value.codec in _WITH_ORIGINS:
+                            self._agree(self._blobs.load(value))
+                case Intended():
+                    self._announced[record.task] = found.header.generation
+                case Finished(Status.IN_DOUBT, task=task) if task is not None:
+                    self._check_doubt(task, found.header.generation)
 
     def _check_whole(self, record: Committed) -> None:
         for blob in record.blobs:
@@ -115,21 +126,23 @@ class Judge:
                 message = f"{record.task!r} counts, and a blob of it is missing or damaged"
                 raise Violation(message) from error
 
-    def _check_origin(self, value: Value) -> None:
-        """Check that all that counts was computed from the same executions."""
-        if value.codec == "json" and (data := self._bytes(value)) is not None:
-            self._agree(json.loads(data))
+    def _check_doubt(self, task: str, generation: int) -> None:
+        """Check that an owner who saw everything doubts for a reason."""
+        intent = self._verifier.history.intended.get(task)
+        if intent is not None and self._announced.get(task) == generation:
+            _demand(
+                intent.key in outside.unclear,
+                f"{task!r} is in doubt, and its bodies all vouched that they did nothing",
+            )
 
-    def _bytes(self, value: Value) -> bytes | None:
-        return value.data if value.blob is None else self._blobs.read(value.blob)
-
-    def _agree(self, made: Any) -> None:
-        if not isinstance(made, dict) or "stamp" not in made:
-            return
-        for task, stamp in {**made["of"], made["task"]: made["stamp"]}.items():
-            known = self._stamps.setdefault(task, stamp)
-            _demand(known == stamp, f"{task!r} counts as execution {known} and as execution {stamp}")
-            _demand(turn(task) in (None, stamp), f"{task!r} was call {stamp} of its actor")
+    def _agree(self, value: Any, *, undone: bool = False) -> None:
+        """Check that all that counts was computed from the same executions; of what is undone, its inputs."""
+        for made in parts(value):
+            own = {} if undone else {made["task"]: made["stamp"]}
+            for task, stamp in {**made["of"], **own}.items():
+                known = self._stamps.setdefault(task, stamp)
+                _demand(known == stamp, f"{task!r} counts as execution {known} and as execution {stamp}")
+                _demand(turn(task) in (None, stamp), f"{task!r} was call {stamp} of its actor")
 
     # --- deletions --------------------------------------------------------------------------------------
 
@@ -167,14 +180,10 @@ class Judge:
                 all(value == applied.values[0] for value in applied.values),
                 f"the effect {key} of {applied.task!r} had several values",
             )
-            self._agree(applied.values[0])
-            self._count(key, len(applied.values), applied.cure)
+            self._agree(applied.values[0], undone=applied.undone)
+            times = len(applied.values)
+            _demand(times == 1 or applied.cure is Cure.REPEAT, f"the effect {key} happened {times} times")
         self._count_tasks()
-
-    def _count(self, key: str, times: int, cure: Cure) -> None:
-        # An owner that was presumed dead may be in the midst of a body; only then may it run twice.
-        if not self.shared and cure is not Cure.REPEAT:
-            _demand(times == 1, f"the effect {key} happened {times} times")
 
     def _count_tasks(self) -> None:
         standing: dict[str, list[str]] = {}
@@ -183,8 +192,7 @@ class Judge:
                 standing.setdefault(applied.task, []).append(key)
         history = self._verifier.history
         for task, keys in standing.items():
-            if not self.shared:
-                _demand(len(keys) == 1, f"{task!r} had effects under {len(keys)} keys")
+            _demand(len(keys) == 1, f"{task!r} had effects under {len(keys)} keys")
             accounted = task in history.committed or history.in_doubt(task) or self._left(task)
             _demand(accounted, f"{task!r} had an effect that nothing accounts for")
         if self.status is not Status.SUCCESSFUL:
@@ -192,7 +200,19 @@ class Judge:
         for record in history.committed.values():
             spec = self._verifier.spec(record)
             if spec is not None and spec.options.external:
-                _demand(record.task in standing, f"{record.task!r} is committed and had no effect")
+                self._check_effect(record, had_one=record.task in standing)
+
+    def _check_effect(self, record: Committed, *, had_one: bool) -> None:
+        """Check that an effect happened exactly if the output that counts says so."""
+        assert record.output is not None
+        match self._blobs.load(record.output):
+            case (None, Vouched()):
+                _demand(not had_one, f"{record.task!r} says that it had no effect, and had one")
+            case (None, Broke()):
+                message = f"{record.task!r} counts as failed, and nobody knows whether it had an effect"
+                raise Violation(message)
+            case _:
+                _demand(had_one, f"{record.task!r} is committed and had no effect")
 
     def _left(self, task: str) -> bool:
         """Whether a task belongs to iterations that have left the journal."""

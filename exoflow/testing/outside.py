@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import enum
 import random
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from exoflow.effects import Cure, Done, NotDone, Unknown
+
+
+class Break(enum.Enum):
+    """How a body ends that does not return."""
+
+    BEFORE = "it raises before its effect"
+    AFTER = "it raises after its effect"
+    VOUCHED = "it raises EffectNotDone"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,19 +48,47 @@ class Applied:
 
 
 class Outside:
-    """An outside service. One per process: bodies find it as `outside`, and a run begins by `reset`."""
+    """An outside service. One per process: bodies find it as `outside`, and a run begins by `reset`.
+
+    Attributes
+    ----------
+    effects : dict
+        What happened under each key.
+    unsure : float
+        How often the service cannot say what became of a key.
+    closed : bool
+        While it is, some bodies raise whenever they run: what they need is out of order.
+    unclear : set of str
+        Keys under which a body broke off without saying that it had no effect.
+    """
 
     def __init__(self) -> None:
         self.reset(random.Random(0), 0.0)
 
     def reset(self, chooser: random.Random, unsure: float) -> None:
-        """Forget everything; ``unsure`` is how often the service cannot say what became of a key."""
+        """Forget everything."""
         self.effects: dict[str, Applied] = {}
         self.events: list[Event] = []
         self.log: Sized = ()
         self.draws = 0
         self.unsure = unsure
+        self.closed = False
+        self.unclear: set[str] = set()
+        self._break: Break | None = None
         self._random = chooser
+
+    @contextlib.contextmanager
+    def breaking(self, how: Break | None) -> Iterator[None]:
+        """Let the body that runs inside end in this way."""
+        self._break = how
+        try:
+            yield
+        finally:
+            self._break = None
+
+    def breaks(self, how: Break) -> bool:
+        """Return whether the running body is to end in this way."""
+        return self._break is how
 
     def replay(self, events: Iterable[Event]) -> None:
         """Forget everything but these events."""

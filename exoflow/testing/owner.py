@@ -193,7 +193,7 @@ class Owner(Process):
         self._appending = True
 
     def _submit(self, order: Submit) -> None:
-        attempt = self.workers.accept(order)
+        attempt = self.workers.accept(order, self.tenure.generation)
         if not order.spec.options.external:
             self.workers.start(attempt)
             return

@@ -107,7 +107,7 @@ class Simulation:
                 owner.crash()
                 raise Crashed
             if world.chance(world.faults.lose_actor):
-                owner.workers.lose_actor()
+                owner.workers.lose_member()
             if world.steps > _MAX_STEPS or not world.step():
                 message = f"no end after {world.steps} steps (seed {self.seed})"
                 raise Violation(message)

@@ -1,12 +1,14 @@
 """Simulated workers and actors of one owner: the engine's own worker code, on a view of the store.
 
 A body runs at one instant, when its inputs are there; what it writes then leaves for the store, and its
-outcome is told when all of that is durable. In between, everything may die.
+outcome is told when all of that is durable. In between, everything may die. A call of a replicated actor
+has a part for each member; they begin and end on their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from exoflow.messages import (
     Persisted,
     PersistFailed,
     Produced,
+    Purpose,
     Refused,
     Report,
     Settled,
@@ -30,10 +33,13 @@ from exoflow.messages import (
     Submit,
 )
 from exoflow.plan import ActorSpec
+from exoflow.records import Value
 from exoflow.steps import Put
 from exoflow.storage import Store
+from exoflow.testing.members import Suspended, TalkingMember, Turn
+from exoflow.testing.outside import Break, outside
 from exoflow.testing.world import Process, World
-from exoflow.worker import Failure, Member, Refusal, Settlement, Unavailable
+from exoflow.worker import Failure, Refusal, Settlement, Unavailable
 
 Cell = list[Any]
 _GONE = object()
@@ -62,12 +68,28 @@ class View:
         raise NotImplementedError
 
     def list(self, prefix: str) -> list[str]:
-        """Bodies list nothing."""
-        raise NotImplementedError
+        """Return what the store holds: bodies list only what others write."""
+        return self._below.list(prefix)
 
     def delete(self, key: str) -> None:
         """Bodies delete nothing."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """What an attempt makes: one value, or that of each member. A cell is empty until its value is there."""
+
+    cells: list[Cell]
+    grouped: bool
+
+
+class Fate(enum.Enum):
+    """What becomes of one part of an attempt, apart from what its body does by itself."""
+
+    RUNS = enum.auto()
+    DIES_BEFORE = enum.auto()
+    DIES_AFTER = enum.auto()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -75,20 +97,55 @@ class Attempt:
     """A submission, with hold of its inputs whatever is released later."""
 
     order: Submit
-    inputs: list[Cell]
-    value: Cell
+    generation: int
+    actor: _Actor | None
+    inputs: list[Output]
+    output: Output
+    reports: list[Report | None]
+    told: bool = False
 
     @property
     def name(self) -> tuple[str, int]:
         """Task and number."""
         return self.order.spec.id, self.order.attempt
 
+    @property
+    def values(self) -> list[Any]:
+        """The inputs that are there, one after the other."""
+        return [value for given in self.inputs for cell in given.cells for value in cell]
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether it runs the body of an external task."""
+        return self.order.spec.options.external and self.order.purpose is Purpose.BODY
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Part:
+    """What one process does of an attempt: all of it, or one member's share of a call."""
+
+    attempt: Attempt
+    index: int
+    fate: Fate | None = None
+    breaks: Break | None = None
+    suspended: bool = False
+
+    @property
+    def cell(self) -> Cell:
+        """Where its value goes."""
+        return self.attempt.output.cells[self.index]
+
+    @property
+    def member(self) -> TalkingMember | None:
+        """The member that runs it, if it is part of a call."""
+        return None if self.attempt.actor is None else self.attempt.actor.members[self.index]
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Actor:
     spec: ActorSpec
     incarnation: int
-    member: Member
+    members: list[TalkingMember]
 
 
 class Workers(Process):
@@ -108,144 +165,229 @@ class Workers(Process):
         super().__init__(name)
         self._world = world
         self._workflow_id = workflow_id
-        self._tell_owner = tell
+        self._tell = tell
         self._executed = executed
-        self._values: dict[tuple[str, int], Cell] = {}
+        self._outputs: dict[tuple[str, int], Output] = {}
         self._actors: dict[str, _Actor] = {}
-        self._waiting: list[Attempt] = []
+        self._waiting: list[Part] = []
 
     # --- orders -----------------------------------------------------------------------------------------
 
-    def accept(self, order: Submit) -> Attempt:
-        """Take hold of the inputs of a submission."""
-        inputs = [self._values[live.task, live.attempt] for live in worker.live_inputs(order)]
-        value = self._values[order.spec.id, order.attempt] = []
-        return Attempt(order, inputs, value)
+    def accept(self, order: Submit, generation: int) -> Attempt:
+        """Take hold of the inputs of a submission by an owner's ``generation``."""
+        inputs = [self._outputs[live.task, live.attempt] for live in worker.live_inputs(order)]
+        actor = None if order.call is None else self._actors[order.spec.actor or ""]
+        members = 1 if actor is None else actor.spec.members
+        output = Output([[] for _ in range(members)], actor is not None and actor.spec.replicas is not None)
+        self._outputs[order.spec.id, order.attempt] = output
+        return Attempt(order, generation, actor, inputs, output, [None] * members)
 
     def start(self, attempt: Attempt) -> None:
         """Run an attempt as soon as its inputs are there."""
-        self._waiting.append(attempt)
+        self._waiting += [Part(attempt, index) for index in range(len(attempt.output.cells))]
         self._look()
 
     def release(self, task: str, attempt: int) -> None:
         """Forget a value; attempts that were submitted keep hold of it."""
-        self._values.pop((task, attempt), None)
+        self._outputs.pop((task, attempt), None)
 
     def start_actor(self, order: StartActor) -> None:
-        """Create an actor's process."""
-        member = Member(order.spec, self._workflow_id, self._world.store, 0, order.restore, None)
-        member.start()
-        self._actors[order.spec.id] = _Actor(order.spec, order.incarnation, member)
+        """Create an actor's processes."""
+        spec = order.spec
+        actor = _Actor(spec, order.incarnation, [])
+        for index in range(spec.members):
+            post = partial(self._post, actor, index)
+            member = TalkingMember(spec, self._workflow_id, self._world.store, index, order.restore, post)
+            member.start()
+            actor.members.append(member)
+        self._actors[spec.id] = actor
         self._look()
 
     def stop_actor(self, actor: str, incarnation: int) -> None:
-        """End an actor's process."""
+        """End an actor's processes."""
         known = self._actors.get(actor)
         if known is not None and known.incarnation == incarnation:
             del self._actors[actor]
-            self._drop_calls(known)
+            for member in known.members:
+                member.alive = False
+            self._look()
 
-    def lose_actor(self) -> None:
-        """Let an actor die."""
-        if self._actors:
-            known = self._actors.pop(self._world.random.choice(sorted(self._actors)))
-            self._drop_calls(known)
-            self._world.note(f"actor {known.spec.id} dies")
-            self._tell(ActorLost(known.spec.id, known.incarnation, "it died (simulated)"))
+    def lose_member(self) -> None:
+        """Let a member of an actor die."""
+        living = [
+            (known, index)
+            for _, known in sorted(self._actors.items())
+            for index, member in enumerate(known.members)
+            if member.alive
+        ]
+        if living:
+            known, index = self._world.random.choice(living)
+            self._kill_member(known, index)
+            self._tell_loss(known)
 
-    def _drop_calls(self, known: _Actor) -> None:
-        """Let the calls that waited for an actor have no value; that it is gone is told of the actor itself."""
-        for attempt in self._waiting:
-            call = attempt.order.call
-            if attempt.order.spec.actor == known.spec.id and call is not None and call.incarnation == known.incarnation:
-                attempt.value.append(_GONE)
-        self._waiting = [attempt for attempt in self._waiting if _GONE not in attempt.value]
+    def _kill_member(self, known: _Actor, index: int) -> None:
+        self._world.note(f"member {index} of {known.spec.id} dies")
+        known.members[index].alive = False
         self._look()
 
-    def persist(self, order: Persist, actor: str | None) -> None:
-        """Make an output, a captured state, or both durable."""
-        value = self._values[order.task, order.attempt][0] if order.output else None
-        known = self._actors.get(actor or "") if order.state else None
-        if order.state and known is None:
-            return
-        self._world.later(self, partial(self._persist, order, value, known), seconds=self._world.delay())
+    def _tell_loss(self, known: _Actor) -> None:
+        self._tell(ActorLost(known.spec.id, known.incarnation, "it died (simulated)"))
+
+    def _post(self, actor: _Actor, sender: int, receiver: int, turn: Turn, message: Any) -> None:
+        """Send a message from one member to another; it may get lost with its sender."""
+
+        def arrive() -> None:
+            if actor.members[sender].alive or self._world.random.random() < 0.5:
+                actor.members[receiver].hear(sender, turn, message)
+                self._look()
+
+        self._world.later(self, arrive, seconds=self._world.delay())
 
     # --- bodies -----------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Let what has become runnable happen."""
-        ready = [attempt for attempt in self._waiting if self._runnable(attempt)]
+        ready = [part for part in self._waiting if self._runnable(part)]
         if ready:
-            self._waiting = [attempt for attempt in self._waiting if attempt not in ready]
-        for attempt in ready:
-            self._world.later(self, partial(self._begin, attempt), seconds=self._world.delay())
+            self._waiting = [part for part in self._waiting if part not in ready]
+        for part in ready:
+            self._world.later(self, partial(self._begin, part), seconds=self._world.delay())
 
-    def _runnable(self, attempt: Attempt) -> bool:
-        if _GONE in _values(attempt):
+    def _runnable(self, part: Part) -> bool:
+        attempt, member, call = part.attempt, part.member, part.attempt.order.call
+        if _GONE in attempt.values or (member is not None and not member.alive):
             return True
-        if not all(attempt.inputs):
+        if not all(cell for given in attempt.inputs for cell in given.cells):
             return False
-        call = attempt.order.call
-        if call is None:
+        if member is None or call is None:
             return True
-        known = self._actors.get(attempt.order.spec.actor or "")
-        if known is None or known.incarnation != call.incarnation:
-            return False
-        return not call.leaves or known.member.token == call.expects
+        if part.suspended:
+            return not member.waits()
+        return not member.suspended and (not call.leaves or member.token == call.expects)
 
-    def _begin(self, attempt: Attempt) -> None:
-        if not self._runnable(attempt):
-            self._waiting.append(attempt)
+    def _begin(self, part: Part) -> None:
+        if not self._runnable(part):
+            self._waiting.append(part)
             return
-        if _GONE in _values(attempt):
-            self._lose(attempt, "an input is gone (simulated)")
+        if self._died_before(part):
             return
-        world, on_actor = self._world, attempt.order.spec.actor is not None
-        lost = not on_actor and world.chance(world.faults.lose_worker)
-        failed = not on_actor and world.chance(world.faults.fail_body)
-        if (lost or failed) and world.chance(0.5):
-            self._trouble(attempt, lost)
+        if _GONE in part.attempt.values:
+            self._lose(part, "an input is gone (simulated)")
             return
-        view = View(world.store)
-        value, event = self._run(attempt, view)
-        if lost or failed:
-            self._trouble(attempt, lost)
+        if part.fate is None:
+            part.fate, part.breaks = self._fate(part.attempt)
+        if part.fate is Fate.DIES_BEFORE:
+            self._die(part)
+            return
+        view = View(self._world.store)
+        try:
+            with outside.breaking(part.breaks):
+                value, event = self._run(part, view)
+        except Suspended:
+            part.suspended = True
+            self._waiting.append(part)
+            self._look()
+            return
+        if part.fate is Fate.DIES_AFTER:
+            self._die(part)
             return
 
         def written(error: StorageUnavailable | None) -> None:
-            attempt.value.append(value if error is None else Unavailable())
-            self._tell(event if error is None else Failed(*attempt.name, str(error)))
-            self._look()
+            if not self._died_before(part):
+                part.cell.append(value if error is None else Unavailable())
+                self._outcome(part, event if error is None else Failed(*part.attempt.name, str(error)))
+                self._look()
 
         self._write(view, written)
 
-    def _trouble(self, attempt: Attempt, lost: bool) -> None:
-        if lost:
-            self._lose(attempt, "its process died (simulated)")
-        else:
-            attempt.value.append(Unavailable())
-            self._tell(Failed(*attempt.name, "it raised (simulated)"))
-            self._look()
+    def _fate(self, attempt: Attempt) -> tuple[Fate, Break | None]:
+        """Draw what becomes of a part of an attempt, and how its body ends if that raises."""
+        world, faults, order = self._world, self._world.faults, attempt.order
+        dies = order.call is None and world.chance(faults.lose_worker)
+        dies = dies or (order.spec.options.timeout is not None and world.chance(faults.time_out))
+        if dies:
+            return (Fate.DIES_BEFORE if world.chance(0.5) else Fate.DIES_AFTER), None
+        options = order.spec.options
+        if options.catch_exceptions and options.deterministic:
+            # What it raises would be its output, and that is always the same.
+            return Fate.RUNS, None
+        if attempt.has_effect and world.chance(faults.vouch):
+            return Fate.RUNS, Break.VOUCHED
+        if world.chance(faults.fail_body):
+            return Fate.RUNS, Break.BEFORE if world.chance(0.5) else Break.AFTER
+        return Fate.RUNS, None
 
-    def _lose(self, attempt: Attempt, reason: str) -> None:
-        """Let an attempt end without a value: whoever waits for that is lost with it."""
-        attempt.value.append(_GONE)
-        self._tell(Lost(*attempt.name, reason))
+    def _died_before(self, part: Part) -> bool:
+        """Whether the member that should run a part, or is about to tell of it, is no more."""
+        if part.member is None or part.member.alive:
+            return False
+        assert part.attempt.actor is not None
+        self._gone(part)
+        self._tell_loss(part.attempt.actor)
+        self._look()
+        return True
+
+    def _die(self, part: Part) -> None:
+        """Let the process die that runs a part."""
+        attempt = part.attempt
+        if attempt.actor is not None:
+            self._kill_member(attempt.actor, part.index)
+            self._died_before(part)
+        elif attempt.order.spec.options.timeout is not None and self._world.random.random() < 0.5:
+            self._gone(part)
+            self._outcome(part, Failed(*attempt.name, "it did not return within its timeout (simulated)"))
+            self._look()
+        else:
+            self._lose(part, "its process died (simulated)")
+
+    def _lose(self, part: Part, reason: str) -> None:
+        """Let a part end without a value: whoever waits for that is lost with it."""
+        self._gone(part)
+        self._outcome(part, Lost(*part.attempt.name, reason))
         self._look()
 
-    def _run(self, attempt: Attempt, view: View) -> tuple[Any, Event]:
+    def _gone(self, part: Part) -> None:
+        part.cell.append(_GONE)
+        if part.attempt.has_effect:
+            outside.unclear.add(part.attempt.order.key)
+
+    def _outcome(self, part: Part, event: Event) -> None:
+        """Tell the owner what became of an attempt, once all its parts have returned or one has not."""
+        attempt = part.attempt
+        match event:
+            case Produced():
+                attempt.reports[part.index] = event.report
+                reports = [report for report in attempt.reports if report is not None]
+                if len(reports) < len(attempt.reports):
+                    return
+                if attempt.output.grouped:
+                    event = Produced(*attempt.name, Report.group(reports))
+            case Failed() if attempt.has_effect and not event.not_done:
+                outside.unclear.add(attempt.order.key)
+        if isinstance(event, Failed | Refused):
+            if attempt.told:
+                return
+            attempt.told = True
+        self._tell(event)
+
+    def _run(self, part: Part, view: View) -> tuple[Any, Event]:
         """Run what an attempt is for; return the value for consumers, and what to tell the owner."""
-        order = attempt.order
-        self._executed(order.spec.id)
-        self._world.note(f"{order.purpose} of {order.spec.id} runs")
-        values = _values(attempt)
-        job = worker.make_job(order, self._workflow_id, _URI, [None] * len(values))
-        if order.spec.actor is None:
+        attempt = part.attempt
+        order, values = attempt.order, attempt.values
+        if not part.suspended:
+            self._executed(order.spec.id)
+            self._world.note(f"{order.purpose} of {order.spec.id} runs")
+        members = [len(given.cells) if given.grouped else None for given in attempt.inputs]
+        # How long a body takes is up to the seed.
+        job = dataclasses.replace(worker.make_job(order, self._workflow_id, _URI, members), timeout=None)
+        job = worker.make_job(order, self._workflow_id, _URI, members, attempt.generation)
+        # How long a body takes is for the seed to say.
+        job = dataclasses.replace(job, timeout=None)
+        if part.member is None:
             value, outcome = worker.run_task(job, values, view)
         else:
-            member = self._actors[order.spec.actor].member
-            member.blobs = Blobs(view, self._workflow_id)
-            value, outcome = member.call(job, values)
+            part.member.blobs = Blobs(view, self._workflow_id)
+            value, outcome = part.member.call(job, values)
         match outcome:
             case Report():
                 return value, Produced(*attempt.name, outcome)
@@ -258,21 +400,33 @@ class Workers(Process):
 
     # --- checkpoints ------------------------------------------------------------------------------------
 
-    def _persist(self, order: Persist, value: Any, known: _Actor | None) -> None:
-        view = View(self._world.store)
-        output = state = None
-        if order.output:
-            output = worker.persist_output(value, Blobs(view, self._workflow_id, known=order.known))
-        if known is not None:
-            if self._actors.get(known.spec.id) is not known:
-                return
-            known.member.blobs = Blobs(view, self._workflow_id)
-            state = known.member.persist(order.attempt)
-        name = (order.task, order.attempt)
-        if isinstance(output, Failure) or isinstance(state, Failure):
-            self._tell(PersistFailed(*name, f"{output} {state}"))
+    def persist(self, order: Persist, actor: str | None) -> None:
+        """Make an output, a captured state, or both durable."""
+        output = self._outputs[order.task, order.attempt] if order.output else None
+        known = self._actors.get(actor or "") if order.state else None
+        if order.state and known is None:
             return
-        event = Persisted(*name, output, state)
+        self._world.later(self, partial(self._persist, order, output, known), seconds=self._world.delay())
+
+    def _persist(self, order: Persist, output: Output | None, known: _Actor | None) -> None:
+        if known is not None and not all(member.alive for member in known.members):
+            self._tell_loss(known)
+            return
+        name = (order.task, order.attempt)
+        view = View(self._world.store)
+        blobs = Blobs(view, self._workflow_id, known=order.known)
+        outputs = [] if output is None else [worker.persist_output(cell[0], blobs) for cell in output.cells]
+        states = []
+        for member in () if known is None else known.members:
+            member.blobs = Blobs(view, self._workflow_id)
+            states.append(member.persist(order.attempt))
+        failures = [made.error for made in (*outputs, *states) if isinstance(made, Failure)]
+        if failures:
+            self._tell(PersistFailed(*name, failures[0]))
+            return
+        of_group = known is not None and known.spec.replicas is not None
+        whole = _joined(outputs, grouped=output is not None and output.grouped), _joined(states, grouped=of_group)
+        event = Persisted(*name, *whole)
 
         def written(error: StorageUnavailable | None) -> None:
             self._tell(event if error is None else PersistFailed(*name, str(error)))
@@ -296,9 +450,8 @@ class Workers(Process):
         if not view.writes:
             then(None)
 
-    def _tell(self, event: Event) -> None:
-        self._tell_owner(event)
 
-
-def _values(attempt: Attempt) -> list[Any]:
-    return [value for cell in attempt.inputs for value in cell]
+def _joined(made: list[Value | Failure], *, grouped: bool) -> Value | None:
+    """Return what one value, or those of all members, amount to."""
+    values = [value for value in made if isinstance(value, Value)]
+    return Value.group(values) if grouped and values else next(iter(values), None)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from exoflow.records import Status
 from exoflow.state import WorkflowState
-from exoflow.testing import Life, Violation
+from exoflow.testing import Faults, Life, Violation
 from exoflow.testing.__main__ import live, replay_line
+from exoflow.testing.outside import outside
+from exoflow.testing.workers import Workers
 
 RUNS = int(os.environ.get("EXOFLOW_SIMULATIONS", "2000"))
 FIRST = int(os.environ.get("EXOFLOW_FIRST_SEED", "0"))
@@ -26,16 +30,43 @@ def test_random_lives_keep_every_promise(chunk: int) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
+def caught(life: Life) -> int:
+    """Return how many errors count as outputs."""
+    history = life.judge.history
+    return sum(record.output is not None and record.output.codec == "pickle" for record in history.committed.values())
+
+
 def test_the_storm_is_rough_enough() -> None:
-    crashes = takeovers = folds = readers = doubts = 0
-    for seed in range(100):
+    crashes = takeovers = folds = readers = doubts = failures = mended = errors = cleared = 0
+    for seed in range(200):
         life = Life(seed)
         doubts += life.run() == "IN_DOUBT"
+        failures += any(owner.end is not None and owner.end.status is Status.FAILED for owner in life.owners)
+        mended += not outside.closed
+        errors += caught(life)
+        cleared += bool(life.judge.history.cleared)
         crashes += sum(not owner.alive and owner.end is None and owner.error is None for owner in life.owners)
-        takeovers += life.judge.shared
+        takeovers += life.overtaken
         folds += any(entry.kind == "delete" and "/journal/" in entry.key for entry in life.world.log)
         readers += any("/pins/" in entry.key for entry in life.world.log)
     assert min(crashes, takeovers, folds, readers, doubts) > 0
+    assert min(failures, mended, errors, cleared) > 0
+
+
+def test_members_die_while_others_wait_for_their_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[bool] = []
+    kill = Workers._kill_member
+
+    def spied(self: Workers, known: Any, index: int) -> None:
+        others = [member for place, member in enumerate(known.members) if place != index]
+        waited.append(any(member.suspended for member in others))
+        kill(self, known, index)
+
+    monkeypatch.setattr(Workers, "_kill_member", spied)
+    for seed in range(200):
+        Life(seed, faults=Faults(lose_actor=0.05)).run()
+    assert True in waited
+    assert False in waited
 
 
 def broken(life: Life) -> Life:

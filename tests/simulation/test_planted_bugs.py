@@ -17,18 +17,19 @@ from exoflow.collection import sweep
 from exoflow.effects import Cure, cure_of, effect_key
 from exoflow.errors import Fenced, StorageUnavailable, WorkflowNotFound
 from exoflow.journal import Owner as OwnerName
-from exoflow.journal import Tenure, journal_folder, number_of, read_steps
-from exoflow.messages import Append, Archive, Collect, Purpose, StartActor
+from exoflow.journal import Tenure, journal_folder, newest_generation, number_of, read_steps
+from exoflow.messages import Append, Archive, Collect, Event, Failed, Instruction, Purpose, Report, StartActor
 from exoflow.plan import TaskSpec
 from exoflow.progress import Durability, Phase, TaskState
 from exoflow.records import History, Intended, Record, Started, Value
 from exoflow.recovery import Action
 from exoflow.state import WorkflowState
-from exoflow.steps import Delete, List, PutIfAbsent, Steps
+from exoflow.steps import Delete, List, PutIfAbsent, Steps, drive
 from exoflow.testing import WORKFLOW_ID, Faults, Life, Owner, Setting
-from exoflow.testing.workers import Attempt, View, Workers
+from exoflow.testing.members import TalkingMember
+from exoflow.testing.workers import Part, View, Workers
 from exoflow.testing.workflows import random_plan
-from exoflow.worker import Member
+from exoflow.worker import _running
 
 
 class Unchecked(WorkflowState):
@@ -209,7 +210,7 @@ class NoReplay(Unchecked):
 
 
 class SurvivorsGoOn(Workers):
-    """Actors that did not die keep the state they are in, although the workflow goes back."""
+    """Actors of which nobody died keep the state they are in, although the workflow goes back."""
 
     def stop_actor(self, actor: str, incarnation: int) -> None:
         pass
@@ -217,18 +218,31 @@ class SurvivorsGoOn(Workers):
     def start_actor(self, order: StartActor) -> None:
         known = self._actors.get(order.spec.id)
         super().start_actor(order)
-        if known is not None:
-            known.member.token = self._actors[order.spec.id].member.token
-            self._actors[order.spec.id] = dataclasses.replace(known, incarnation=order.incarnation)
+        if known is not None and self._goes_on([member.alive for member in known.members]):
+            started = self._actors[order.spec.id].members
+            for index, member in enumerate(known.members):
+                if member.alive:
+                    member.token, member._post = started[index].token, started[index]._post
+                    started[index] = member
             self._look()
+
+    def _goes_on(self, alive: list[bool]) -> bool:
+        return all(alive)
+
+
+class OnlyTheLostMemberGoesBack(SurvivorsGoOn):
+    """The other members of a replicated actor keep the state they are in."""
+
+    def _goes_on(self, alive: list[bool]) -> bool:
+        return not all(alive)
 
 
 class AnyCallGoes(Workers):
     """An actor runs whatever call arrives, without asking which state the call expects."""
 
-    def _runnable(self, attempt: Attempt) -> bool:
-        actor = attempt.order.spec.actor
-        return all(attempt.inputs) and (actor is None or actor in self._actors)
+    def _runnable(self, part: Part) -> bool:
+        there = all(cell for given in part.attempt.inputs for cell in given.cells)
+        return super()._runnable(part) or (there and not part.suspended)
 
 
 class StaleCapture(Workers):
@@ -236,12 +250,17 @@ class StaleCapture(Workers):
 
     def start_actor(self, order: StartActor) -> None:
         super().start_actor(order)
-        self._actors[order.spec.id].member.__class__ = _LateCapture
+        for member in self._actors[order.spec.id].members:
+            member.__class__ = _LateCapture
 
 
-class _LateCapture(Member):
+class _LateCapture(TalkingMember):
     def _capture(self, attempt: int) -> Value | None:
-        self._captured[attempt] = lambda: self.blobs.durable(encode(self._object.capture()))
+        def make_durable() -> Value:
+            with _running(self._context("persist")):
+                return self.blobs.durable(self._object.capture())
+
+        self._captured[attempt] = make_durable
         return None
 
 
@@ -303,11 +322,85 @@ class RepeatedSilently(Unchecked):
             super()._start_cure(task)
 
 
+class NotDoneTakenForDone(Unchecked):
+    """A body that says it had no effect has returned, has it not?"""
+
+    def _on_failed(self, event: Failed) -> None:
+        task = self._current(event.task, event.attempt)
+        if event.not_done and task is not None and task.phase is Phase.RUNNING:
+            self._accept(task, Report(Value.inline(encode(None))))
+        else:
+            super()._on_failed(event)
+
+
+class NotDoneTakenForDoubt(Unchecked):
+    def _on_failed(self, event: Failed) -> None:
+        super()._on_failed(dataclasses.replace(event, not_done=False))
+
+
+class TimeOutRepeated(Unchecked):
+    """What took too long is simply tried again."""
+
+    def _on_failed(self, event: Failed) -> None:
+        task = self._current(event.task, event.attempt)
+        if "timeout" in event.error and task is not None and task.phase is Phase.RUNNING:
+            self._retry(task)
+        else:
+            super()._on_failed(event)
+
+
+class AnyErrorIsCaught(Workers):
+    """`catch_exceptions` makes an output of errors that may have come after the effect."""
+
+    def _run(self, part: Part, view: View) -> tuple[Any, Event]:
+        part.attempt.order = dataclasses.replace(part.attempt.order, intent=None)
+        return super()._run(part, view)
+
+
+class CaughtErrorsForgotten(Unchecked):
+    """A task that raised runs again, whoever has read its error."""
+
+    def start(self, now: float) -> list[Instruction]:
+        committed = self._history.committed
+        self._history.committed = {
+            task: record
+            for task, record in committed.items()
+            if record.output is None or record.output.codec != "pickle"
+        }
+        return super().start(now)
+
+
+class EffectsOfReplacedOwners(Workers):
+    """Nobody looks, where an effect begins, whether its owner has been replaced."""
+
+    def _run(self, part: Part, view: View) -> tuple[Any, Event]:
+        part.attempt.generation = drive(newest_generation(WORKFLOW_ID), view)
+        return super()._run(part, view)
+
+
+class FailedForGood(Owner):
+    """What has failed once is not tried again by who resumes it."""
+
+    def _claim(self) -> Steps[History]:
+        try:
+            ended = (yield from read_steps(WORKFLOW_ID)).history.finished
+        except WorkflowNotFound:
+            ended = None
+        history = yield from super()._claim()
+        history.finished = ended
+        return history
+
+
 # --- the test of the tests ----------------------------------------------------------------------------------
 
 # Controllers that overtake each other on a slow network, and folds that collect; for what is rare otherwise.
 CROWD = Faults(take_over=0.05, slow=0.3, pause=0.03)
 READERS = Faults(read=0.1, slow=0.2)
+OVERTAKERS = Faults(take_over=0.2, slow=0.25)
+DYING_BODIES = Faults(lose_worker=0.2, time_out=0.4)
+DYING_MEMBERS = Faults(lose_actor=0.05)
+RAISING = Faults(fail_body=0.3)
+VOUCHING = Faults(vouch=0.4)
 PLANTED: dict[str, tuple[int, type, Faults | None]] = {
     "record before its blob": (60, RecordBeforeBlob, None),
     "prefix rule ignored": (40, NoPrefix, None),
@@ -320,20 +413,28 @@ PLANTED: dict[str, tuple[int, type, Faults | None]] = {
     "own write taken for another's": (60, OwnWriteTakenForAnothers, None),
     "a time-out taken for success": (60, TimeOutTakenForSuccess, None),
     "a stale claim not noticed": (200, ClaimNotLookedAtAgain, CROWD),
-    "blobs of a successor swept": (200, SweepsWhatCameLater, CROWD),
+    "blobs of a successor swept": (1000, SweepsWhatCameLater, CROWD),
     "live blobs collected": (200, CollectsLiveBlobs, None),
     "pins ignored": (200, IgnoresPins, READERS),
     "replay skipped": (200, NoReplay, None),
-    "survivors not rolled back": (200, SurvivorsGoOn, None),
+    "survivors not rolled back": (60, SurvivorsGoOn, DYING_MEMBERS),
     "calls of a state that is gone": (60, AnyCallGoes, None),
-    "stale capture": (60, StaleCapture, None),
+    "stale capture": (400, StaleCapture, None),
     "iterations past a stop": (60, PastTheStop, None),
     "effect before its intent": (60, EffectBeforeItsIntent, None),
     "effect on uncommitted inputs": (60, EffectOnUncommittedInputs, None),
     "key without rollback generation": (200, KeyWithoutGeneration, None),
     "rollback not awaited": (200, RollbackNotAwaited, None),
-    "resolve ignored": (200, ResolveIgnored, None),
-    "an effect without a cure repeated": (200, RepeatedSilently, None),
+    "resolve ignored": (200, ResolveIgnored, DYING_BODIES),
+    "an effect without a cure repeated": (200, RepeatedSilently, DYING_BODIES),
+    "a lost member's survivors kept": (60, OnlyTheLostMemberGoesBack, DYING_MEMBERS),
+    "EffectNotDone taken for done": (60, NotDoneTakenForDone, VOUCHING),
+    "EffectNotDone taken for a doubt": (100, NotDoneTakenForDoubt, VOUCHING),
+    "a time-out repeated silently": (200, TimeOutRepeated, DYING_BODIES),
+    "an error caught that may have come after the effect": (200, AnyErrorIsCaught, RAISING),
+    "caught errors forgotten": (200, CaughtErrorsForgotten, None),
+    "effects of replaced owners": (1000, EffectsOfReplacedOwners, OVERTAKERS),
+    "failed for good": (60, FailedForGood, None),
 }
 
 

@@ -216,7 +216,7 @@ def _spark(
     """Return the seconds of the audit's job on a warm session, and its error; None without Java."""
     import pyarrow.parquet as pq
 
-    from spark.jobs.tunkrank import main
+    from spark.jobs.ranking import main
     from spark.session import JavaMissing, require_java
     from spark.step import SparkSteps
 
@@ -233,9 +233,7 @@ def _spark(
         steps = SparkSteps(Path(scratch), f"local[{threads}]")
         try:
             for number in range(2):
-                done = steps.run(
-                    main, [(str(source), 1)], Path(scratch) / f"out-{number}", f"{number}", retweet_probability=p
-                )
+                done = steps.run(main, [(str(source), 1)], Path(scratch) / f"out-{number}", f"{number}", factor=p)
         finally:
             steps.close()
         table = pq.read_table(done["path"], columns=["vertex", "influence"])

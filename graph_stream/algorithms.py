@@ -12,6 +12,7 @@ a module of its own beside :mod:`graph_stream.kernels`, over the same adjacency.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -154,7 +155,8 @@ class PageRank:
     def scores(self, influence: Floats, base: Floats, factor: float) -> Floats:
         """Return shares that add up to 1."""
         given = base + factor * influence
-        total: float = given.sum()
+        # Exact, so that the order in which vertices lie in memory cannot be seen.
+        total = math.fsum(given)
         return given / total if total else given
 
     def relative_error(self, e_plus: float, e_minus: float) -> float:

@@ -1,18 +1,20 @@
 """The actor that holds a share of the graph: applies epochs, and makes its changes durable.
 
 A snapshot is a manifest, a short list of Parquet objects that add up to the state. Each checkpoint adds the
-changes since the one before; objects are merged behind the stream, so that there are never many.
+changes since the one before; objects are merged beside the stream, so that there are never many.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import exoflow
 from graph_stream import ordering, snapshot
+from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
 from graph_stream.graph import PartitionState, warm_up
 from graph_stream.ownership import virtual_range
@@ -31,6 +33,8 @@ class _Captured:
     changes: tuple[Changes, ...]
     lanes: tuple[int, ...]
     """Two lane sums for each ranking."""
+    last: bool
+    """Whether no other will follow."""
 
 
 @exoflow.actor(deterministic=True, num_cpus=0)
@@ -46,6 +50,8 @@ class Partition:
         self._uncaptured: list[Changes] = []
         self._captured_epoch = 0
         self._manifest = Manifest()
+        self._compaction = Compaction(functools.partial(_merge, context))
+        self._last = False
         warm_up()
         ordering.warm_up()
 
@@ -64,6 +70,7 @@ class Partition:
         self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
+        self._last = records.last
         if records.last:
             context.request_checkpoint()
         return {
@@ -84,18 +91,20 @@ class Partition:
         """Return what changed since the last capture; the arrays are never written to again."""
         lanes = self._lanes()
         if not self._keeps_deltas:
-            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes)
+            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes, self._last)
         first, self._captured_epoch = self._captured_epoch + 1, self._state.epoch
         changes, self._uncaptured = tuple(self._uncaptured), []
-        return _Captured(first, self._state.epoch, changes, lanes)
+        return _Captured(first, self._state.epoch, changes, lanes, self._last)
 
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
         context = exoflow.context()
         changes = snapshot.merge_all(captured.changes, base=False)
         entry = _write(context, changes, captured.first_epoch, captured.last_epoch)
-        manifest = self._manifest if self._keeps_deltas else Manifest()
-        self._manifest = _compact(manifest.append(entry), context)
+        if self._keeps_deltas:
+            self._manifest = self._compaction.next(self._manifest.append(entry), settle=captured.last)
+        else:
+            self._manifest = Manifest((entry,))
         return {
             "epoch": captured.last_epoch,
             "lanes": list(captured.lanes),
@@ -153,12 +162,8 @@ def _write(context: Any, changes: Changes, first_epoch: int, last_epoch: int) ->
     return Entry(first_epoch, last_epoch, len(changes), context.write_blob(data, ".parquet"))
 
 
-def _compact(manifest: Manifest, context: Any) -> Manifest:
-    """Merge objects until no more are due."""
-    while (due := snapshot.plan_compaction(manifest)) is not None:
-        entries = manifest.entries[due]
-        base = entries[0].first_epoch == 1
-        parts = [snapshot.decode(context.read_blob(entry.blob)) for entry in entries]
-        merged = snapshot.merge_all(parts, base)
-        manifest = manifest.replace(_write(context, merged, entries[0].first_epoch, entries[-1].last_epoch))
-    return manifest
+def _merge(context: Any, entries: tuple[Entry, ...]) -> Entry:
+    """Merge adjacent objects into one."""
+    first_epoch, last_epoch = entries[0].first_epoch, entries[-1].last_epoch
+    parts = [snapshot.decode(context.read_blob(entry.blob)) for entry in entries]
+    return _write(context, snapshot.merge_all(parts, base=first_epoch == 1), first_epoch, last_epoch)

@@ -172,7 +172,7 @@ def most_sustained(store: Path, source: str) -> tuple[float, list[str]]:
 def undisturbed(source: str, epochs: int) -> list[str]:
     """Return the state hashes of a run without an engine, in this process."""
     config = RunConfig((source,), columns="src,dst,op", epoch_edges=EPOCH_EDGES)
-    parameters = config.parameters()
+    (parameters,) = config.parameters()
     state = PartitionState(parameters)
     hashes = []
     with EpochReader([open_source(source, config.columns)], EPOCH_EDGES) as reader:

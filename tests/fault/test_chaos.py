@@ -142,7 +142,9 @@ def test_every_workflow_ends_right_and_every_effect_counts_once(count, storm_sec
     numbers = list(range(count))
     # Every workflow is every driver's business: they meet, refuse each other and take over.
     drivers = [Driver(store, tmp_path, numbers, tmp_path / f"driver{each}.log") for each in range(DRIVERS)]
-    storm = Storm(drivers, server, seed=int(os.environ.get("EXOFLOW_SEED", time.time())))
+    seed = int(os.environ.get("EXOFLOW_SEED", time.time()))
+    print(f"EXOFLOW_SEED={seed}")
+    storm = Storm(drivers, server, seed=seed)
     deadline = time.monotonic() + storm_seconds
     try:
         while time.monotonic() < deadline and not all(list(map(Driver.done, drivers))):

@@ -5,21 +5,23 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import shutil
 import signal
+import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import ray
-import ray.exceptions
+import ray._private.worker
 from ray._private import ray_constants
 
 from exoflow.errors import ClusterLost
 
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
-SECONDS_BETWEEN_LOOKS = 2.0
 _TEMPORARY_PREFIX = "exoflow-ray-"
 
 
@@ -78,7 +80,10 @@ def _remove_leftovers() -> None:
 
 
 class NodeWatch:
-    """Tells when the node that this process works through has died; nothing that waits for Ray would notice.
+    """Tells when the Ray node that this process works through has died; nothing that waits for Ray would notice.
+
+    It watches the node's process and asks Ray nothing: a thread that is inside Ray while another shuts it down ends
+    the whole process.
 
     Parameters
     ----------
@@ -89,23 +94,35 @@ class NodeWatch:
     def __init__(self, tell: Callable[[ClusterLost], None]) -> None:
         self._tell = tell
         self._node = ray.get_runtime_context().get_node_id()
-        self._stopped = threading.Event()
+        self._process = os.pidfd_open(_raylet_pid())
+        self._stopped = os.eventfd(0)
         self.lost = False
         self._thread = threading.Thread(target=self._run, name="exoflow-node-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the watch. A Ray that has died is let go of, so that the next one can be started or joined."""
-        self._stopped.set()
-        self._thread.join(SECONDS_BETWEEN_LOOKS)
+        os.eventfd_write(self._stopped, 1)
+        self._thread.join()
+        os.close(self._process)
+        os.close(self._stopped)
         if self.lost:
             with contextlib.suppress(Exception):
                 ray.shutdown()
 
     def _run(self) -> None:
-        while not self._stopped.wait(SECONDS_BETWEEN_LOOKS):
-            with contextlib.suppress(ray.exceptions.RayError):
-                if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self._node):
-                    self.lost = True
-                    self._tell(ClusterLost(self._node))
-                    return
+        poll = select.poll()
+        for end in (self._process, self._stopped):
+            poll.register(end, select.POLLIN)
+        if self._stopped not in [ready for ready, _ in poll.poll()]:
+            self.lost = True
+            self._tell(ClusterLost(self._node))
+
+
+def _raylet_pid() -> int:
+    """Return the process of the node that this process works through: the one that listens on its socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(ray._private.worker._global_node.raylet_socket_name)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid

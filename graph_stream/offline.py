@@ -136,37 +136,27 @@ class Batches:
             ``epoch`` and ``error``, which leaves the online part alone.
         """
         options = RunConfig.from_json(config)
-        rows: list[dict[str, Any]] = []
+        parameters = options.parameters()
         try:
-            for ranking in range(len(options.algorithm)):
-                rows.append(self._compute(options, ranking, epoch, states))
+            exact = [self._exact(options, ranking, epoch, states) for ranking in range(len(parameters))]
         except SparkUnavailable as error:
             return {"epoch": epoch, "error": str(error)}
+        state = PartitionState(parameters)
+        state.restore(load(states, exoflow.context().read_blob), alone, epoch)
+        rows = []
+        for ranking, done in enumerate(exact):
+            e = combine([state.results[ranking]], parameters[ranking]).error_bound
+            found = compare_with(state, ranking, e, Path(done["path"]), done["manifest"]["relative_error"])
+            manifest = {name: done["manifest"][name] for name in ("vertices", "edges", "iterations")}
+            job = {"epoch": epoch, "path": done["path"], "seconds": done["seconds"]}
+            rows.append({**job, **manifest, "error_bound": e, **dataclasses.asdict(found)})
         several = {"rankings": rows} if len(rows) > 1 else {}
         return {**rows[0], "within_bound": all(row["within_bound"] for row in rows), **several}
 
-    def _compute(
-        self, options: RunConfig, ranking: int, epoch: int, states: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _exact(self, options: RunConfig, ranking: int, epoch: int, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         context = exoflow.context()
-        parameters = options.parameters()
         output = context.object_path(output_name(epoch, options, ranking))
         assert output is not None
         key = context.idempotency_key if ranking == 0 else f"{context.idempotency_key}-{ranking}"
         inputs = batch_inputs(states, context.blob_path)
-        done = compute_exact(self._steps, inputs, output, key, parameters[ranking])
-        state = PartitionState(parameters)
-        state.restore(load(states, context.read_blob), alone, epoch)
-        e = combine([state.results[ranking]], parameters[ranking]).error_bound
-        manifest = done["manifest"]
-        found = compare_with(state, ranking, e, Path(done["path"]), manifest["relative_error"])
-        return {
-            "epoch": epoch,
-            "path": done["path"],
-            "seconds": done["seconds"],
-            "vertices": manifest["vertices"],
-            "edges": manifest["edges"],
-            "iterations": manifest["iterations"],
-            "error_bound": e,
-            **dataclasses.asdict(found),
-        }
+        return compute_exact(self._steps, inputs, output, key, options.parameters()[ranking])

@@ -180,7 +180,7 @@ class Ranking:
 
     def emitting(self) -> tuple[Longs, Longs]:
         """Return the vertices with a contribution, and their contributions."""
-        slots = np.flatnonzero(self.ranks.contribution[: len(self._vertices.id)])
+        slots = np.flatnonzero(self.ranks.contribution)
         return self._vertices.id[slots], self.ranks.contribution[slots]
 
     def scores(self) -> tuple[Longs, npt.NDArray[np.float64]]:

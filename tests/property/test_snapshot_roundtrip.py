@@ -28,7 +28,7 @@ def delta(run: Run) -> Changes:
 
 
 def rows_of(changes: Changes) -> set[tuple[int, int, int]]:
-    return set(zip(*(column.tolist() for column in changes.rows()), strict=True))
+    return set(zip(*(column.tolist() for column in changes.rows()[:3]), strict=True))
 
 
 @settings(max_examples=60, deadline=None)

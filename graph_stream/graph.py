@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import invariants
+from graph_stream import idtable, invariants
 from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.algorithms import Parameters
 from graph_stream.epoch import EpochResult
@@ -114,7 +114,7 @@ class PartitionState:
         return int(
             counters[USED] * per_slot
             + counters[ARENA] * self._storage.arena.itemsize
-            + self._storage.slots.nbytes
+            + idtable.nbytes(self._storage.table)
             + self._storage.degrees.nbytes
         )
 

@@ -229,7 +229,8 @@ def test_hub_flaps_reuse_slots_and_rows():
         assert summary.state_hash == model.state_hash()
         run.check_invariants()
         used.append(sum(state.nbytes for state in run.states))
-    assert used[-1] <= used[3]
+    # Other ids each time, so a few shards of the id table still grow; slots that leaked would double it.
+    assert used[-1] <= 1.05 * used[3]
 
 
 def test_rows_against_sets():

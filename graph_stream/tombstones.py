@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream.adjacency import Longs, widened
+from graph_stream.adjacency import Longs
 from graph_stream.compiled import Int, compiled
+from graph_stream.growable import widened
 from graph_stream.ownership import mix64
 from graph_stream.statehash import Lanes, tombstone_lanes
 from graph_stream.wheel import Wheel, file, is_filed, no_wheel, unfile, wheel_for

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from graph_stream.compiled import Int, compiled
 from graph_stream.eventtime import NEVER
+from graph_stream.growable import widened
 
 BUCKETS = 4096
 """A power of two."""
@@ -38,11 +39,11 @@ class Wheel(NamedTuple):
 def no_wheel() -> Wheel:
     """Return a wheel that takes no entries."""
     none = np.empty(0, np.int32)
-    return Wheel(np.empty(0, np.int64), none, none, none, 1)
+    return Wheel(np.empty(0, np.int64), none, none, none, width=1)
 
 
 def wheel_for(span: int) -> Wheel:
-    """Return an empty wheel, two of whose entries' due times usually differ by less than ``span``."""
+    """Return an empty wheel for due times that mostly lie within ``span`` of each other: half of a turn."""
     return no_wheel()._replace(heads=np.full(BUCKETS, _END, np.int32), width=max(1, 2 * span // BUCKETS))
 
 
@@ -51,8 +52,7 @@ def fitted(wheel: Wheel, entries: int) -> Wheel:
     had = len(wheel.due)
     if had >= entries or not len(wheel.heads):
         return wheel
-    due, following, previous = np.zeros(entries, np.int64), np.empty(entries, np.int32), np.zeros(entries, np.int32)
-    due[:had], following[:had], previous[:had] = wheel.due, wheel.following, wheel.previous
+    due, following, previous = (widened(array, entries) for array in wheel[:3])
     following[had:] = UNFILED
     return wheel._replace(due=due, following=following, previous=previous)
 

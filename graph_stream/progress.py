@@ -53,5 +53,7 @@ class Meter:
             f"epoch {row['epoch']}  {row['total_records']:,} edges  {self.rates()['edges_per_second']:,.0f}/s  "
             f"latency {latency_ms:.1f} ms  error bound {row['error_bound']:.1e}"
         )
+        if row.get("late"):
+            line += f"  {row['late']:,} late"
         self._stream.write(f"\r\x1b[K{line}")
         self._stream.flush()

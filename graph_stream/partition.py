@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import exoflow
-from graph_stream import ordering, snapshot
+from graph_stream import memory, ordering, snapshot
 from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
 from graph_stream.graph import PartitionState, warm_up
@@ -51,6 +51,7 @@ class Partition:
         self._captured_epoch = 0
         self._manifest = Manifest()
         self._compaction = Compaction(functools.partial(_merge, context))
+        self._budget = memory.Budget(context.hints.get(memory.HINT), context.member, context.members)
         self._last = False
         warm_up()
         ordering.warm_up()
@@ -61,12 +62,18 @@ class Partition:
         Returns
         -------
         dict
-            JSON-able: the member's `EpochResult` for each ranking, and the times of the epoch so far (Unix
-            seconds).
+            JSON-able: the member's `EpochResult` for each ranking, the times of the epoch so far (Unix
+            seconds), and the memory of the process (bytes).
+
+        Raises
+        ------
+        MemoryLimitReached
+            When the graph takes all the memory it may; the epoch was not begun.
         """
         started = time.time()
         batch = records.batch
         context = exoflow.context()
+        self._budget.before_epoch(records.epoch, self._state.edges)
         self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange, records.times)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
@@ -74,6 +81,7 @@ class Partition:
         if records.last:
             context.request_checkpoint()
         return {
+            "memory": memory.measured()._asdict(),
             "results": [dataclasses.asdict(result) for result in self._state.results],
             "times": {
                 "read_started": records.read_started,

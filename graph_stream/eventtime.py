@@ -95,7 +95,7 @@ class EventTime:
         return max(watermark - self.allowed_lateness, self.expiry(watermark))
 
     @property
-    def memory(self) -> int:
+    def reach(self) -> int:
         """Microseconds behind the watermark at which the horizon lies."""
         spans = [span for span in (self.window, self.allowed_lateness) if span is not None]
         return min(spans)
@@ -103,7 +103,7 @@ class EventTime:
     def digest(self) -> bytes:
         """Return bytes that differ whenever the state may: window, and the lateness in effect."""
         # What is older than the window changes nothing, so a lateness beyond it is as none.
-        return b"time" + struct.pack("<qq", self.window or 0, self.memory)
+        return b"time" + struct.pack("<qq", self.window or 0, self.reach)
 
 
 def _rounded(name: str, seconds: float | None) -> int | None:

@@ -382,7 +382,7 @@ class Adjacency:
         self.oldest = no_wheel()
         if event_time is not None and event_time.window is not None:
             self.oldest = fitted_wheel(wheel_for(event_time.window), len(self.vertices.id))
-        self.tombstones = no_tombstones(None if event_time is None else event_time.memory)
+        self.tombstones = no_tombstones(None if event_time is None else event_time.reach)
 
     def change_edges(
         self, src: Longs, dst: Longs, op: npt.NDArray[np.int8], lanes: Lanes, times: EventTimes | None = None

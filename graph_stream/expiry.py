@@ -13,15 +13,15 @@ from graph_stream.adjacency import Slots, Storage, Vertices
 from graph_stream.compiled import Int, compiled
 from graph_stream.rows import disconnect, row_end, row_place
 from graph_stream.statehash import Lanes, timed_edge_lanes
-from graph_stream.wheel import Wheel, file, is_filed, unfile
+from graph_stream.wheel import Wheel, file, unfile
 
 
 @compiled
-def has_edge_of(oldest: Wheel, follower: Int, time: Int) -> None:
-    """Take note of a new edge."""
+def gained_edge(vertices: Vertices, oldest: Wheel, follower: Int, time: Int) -> None:
+    """Take note of a new edge: who had none before is not in the wheel yet."""
     if len(oldest.heads) == 0:
         return
-    if not is_filed(oldest, follower):
+    if vertices.degree[follower] == 1:
         file(oldest, follower, time)
     elif time < oldest.due[follower]:
         unfile(oldest, follower)

@@ -33,7 +33,7 @@ from graph_stream.adjacency import (
 )
 from graph_stream.compiled import Int, compiled
 from graph_stream.eventtime import NEVER, EventTime, EventTimes
-from graph_stream.expiry import expire, has_edge_of, lost_edge
+from graph_stream.expiry import expire, gained_edge, lost_edge
 from graph_stream.ownership import VIRTUAL_PARTITIONS, member_of, mix64
 from graph_stream.rows import connect, disconnect, edges, row_place, shortage_of
 from graph_stream.statehash import Lanes, edge_lanes, timed_edge_lanes
@@ -285,7 +285,7 @@ def link(
             else:
                 storage.times[place] = time[i]
                 if not present:
-                    has_edge_of(oldest, follower, time[i])
+                    gained_edge(vertices, oldest, follower, time[i])
         if op[i] > 0:
             low, high = _edge_lanes(storage, place, src[i], dst[i])
             lanes[0] += low

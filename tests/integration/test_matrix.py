@@ -1,4 +1,4 @@
-"""One state hash per epoch, whatever the partitions, threads, execution of rounds, mode, crash, and what comes after."""
+"""One state hash per epoch, whatever the partitions, threads, execution of rounds, mode and crash, and whatever follows."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import idtable, invariants
+from graph_stream import idtable, invariants, tombstones, wheel
 from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.algorithms import Parameters
 from graph_stream.epoch import EpochResult
@@ -23,7 +23,6 @@ from graph_stream.ranking import Outcome, Ranking
 from graph_stream.records import Adjacency, Links, UnknownVertex, check_records
 from graph_stream.rounds import Exchange, Message, deal, together
 from graph_stream.snapshot import Changes, Contributions
-from graph_stream.tombstones import LIVE as TOMBSTONES
 
 _LOAD_EDGES = 1 << 20
 
@@ -119,18 +118,14 @@ class PartitionState:
         counters = self._storage.counters
         arrays = (*self._vertices, *(array for ranking in self.rankings for array in ranking.ranks))
         per_slot = sum(array.itemsize for array in arrays)
-        per_entry = self._storage.arena.itemsize
-        if self._adjacency.event_time is not None:
-            per_slot += 16 if self._adjacency.event_time.window is not None else 0
-            per_entry += self._storage.times.itemsize
-        buried = self._adjacency.tombstones
+        per_entry = self._storage.arena.itemsize + (self._storage.times.itemsize if len(self._storage.times) else 0)
         return int(
             counters[USED] * per_slot
             + counters[ARENA] * per_entry
             + idtable.nbytes(self._storage.table)
             + self._storage.degrees.nbytes
-            + buried.table.nbytes
-            + len(buried.src) * 32
+            + wheel.nbytes(self._adjacency.oldest, counters[USED])
+            + tombstones.nbytes(self._adjacency.tombstones)
         )
 
     def apply(
@@ -259,7 +254,7 @@ class PartitionState:
                     max_degree=self.max_degree,
                     expired=expired,
                     late=late,
-                    tombstones=int(self._adjacency.tombstones.counters[TOMBSTONES]),
+                    tombstones=int(self._adjacency.tombstones.counters[tombstones.LIVE]),
                     watermark=self._watermark,
                 )
             )
@@ -344,10 +339,8 @@ class PartitionState:
         if (changes.watermark is None) != (self._adjacency.event_time is None):
             message = "not a state of these parameters: one has event time and the other has not"
             raise ValueError(message)
-        mine = owner(changes.inserted_src, self.partitions) == self.index
-        self._load_edges(1, changes.inserted_src[mine], changes.inserted_dst[mine], changes.inserted_time, mine)
-        mine = owner(changes.deleted_src, self.partitions) == self.index
-        self._load_edges(-1, changes.deleted_src[mine], changes.deleted_dst[mine], changes.deleted_time, mine)
+        self._load_edges(1, changes.inserted_src, changes.inserted_dst, changes.inserted_time)
+        self._load_edges(-1, changes.deleted_src, changes.deleted_dst, changes.deleted_time)
         if changes.watermark is not None:
             self._adjacency.watermark = max(self._adjacency.watermark, changes.watermark)
         mine = owner(changes.vertex, self.partitions) == self.index
@@ -359,12 +352,14 @@ class PartitionState:
             message = f"not a whole state: a contribution without an edge; {error}"
             raise ValueError(message) from error
 
-    def _load_edges(self, op: int, src: Longs, dst: Longs, time: Longs, mine: npt.NDArray[np.bool_]) -> None:
-        timed = self._adjacency.event_time is not None
-        for begin in range(0, len(src), _LOAD_EDGES):
-            part = slice(begin, begin + _LOAD_EDGES)
-            times = EventTimes(time[mine][part], NEVER) if timed else None
-            ops = np.full(len(src[part]), op, np.int8)
+    def _load_edges(self, op: int, src: Longs, dst: Longs, time: Longs) -> None:
+        """Load edges, or with ``op`` -1 tombstones."""
+        mine = np.flatnonzero(owner(src, self.partitions) == self.index)
+        for begin in range(0, len(mine), _LOAD_EDGES):
+            part = mine[begin : begin + _LOAD_EDGES]
+            # Before any watermark nothing is late.
+            times = None if self._adjacency.event_time is None else EventTimes(time[part], NEVER)
+            ops = np.full(len(part), op, np.int8)
             self._adjacency.change_edges(src[part], dst[part], ops, self._edge_lanes, times)
 
     def check_invariants(self, exchange: Exchange) -> None:

@@ -44,10 +44,11 @@ from graph_stream.tombstones import fitted as fitted_tombstones
 from graph_stream.wheel import Wheel, no_wheel, sweep_of, wheel_for
 from graph_stream.wheel import fitted as fitted_wheel
 
-_NO_TIMES = np.empty(0, np.int64)
-_LEAST_EXPIRED = 1 << 12
 BLOCK_RECORDS = 1024
 """Records that are looked up together: enough to wait for much of memory at once, few enough to stay in cache."""
+_BLOCK_EXPIRED = 1 << 12
+"""Edges that expire in one go, or as many as the longest row has."""
+_NO_TIMES = np.empty(0, np.int64)
 
 
 class UnknownVertex(LookupError):
@@ -464,7 +465,7 @@ class Adjacency:
 
     def _expire(self, bound: int, first: int, chains: int, lanes: Lanes) -> tuple[Slots, Slots]:
         found: list[tuple[Slots, Slots]] = [(np.empty(0, np.int32), np.empty(0, np.int32))]
-        room = max(int(self.storage.counters[MAX_DEGREE]), _LEAST_EXPIRED)
+        room = max(int(self.storage.counters[MAX_DEGREE]), _BLOCK_EXPIRED)
         done = 0
         while done < chains:
             follower, followed = np.empty(room, np.int32), np.empty(room, np.int32)

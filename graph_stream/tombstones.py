@@ -18,6 +18,7 @@ from graph_stream.ownership import mix64
 from graph_stream.statehash import Lanes, tombstone_lanes
 from graph_stream.wheel import Wheel, file, is_filed, no_wheel, unfile, wheel_for
 from graph_stream.wheel import fitted as fitted_wheel
+from graph_stream.wheel import nbytes as nbytes_of_wheel
 
 # Places in Tombstones.counters.
 _USED, _FREE_HEAD, LIVE = range(3)
@@ -60,6 +61,13 @@ def fitted(tombstones: Tombstones, more: int) -> Tombstones:
     )
     _index(made)
     return made
+
+
+def nbytes(tombstones: Tombstones) -> int:
+    """Return the bytes in use."""
+    used = int(tombstones.counters[_USED])
+    per_entry = tombstones.src.itemsize + tombstones.dst.itemsize
+    return used * per_entry + tombstones.table.nbytes + nbytes_of_wheel(tombstones.wheel, used)
 
 
 @compiled

@@ -57,6 +57,12 @@ def fitted(wheel: Wheel, entries: int) -> Wheel:
     return wheel._replace(due=due, following=following, previous=previous)
 
 
+def nbytes(wheel: Wheel, entries: int) -> int:
+    """Return the bytes in use by so many entries, if the wheel takes any, and the chains."""
+    per_entry = sum(array.itemsize for array in wheel[:3]) if len(wheel.heads) else 0
+    return entries * per_entry + wheel.heads.nbytes
+
+
 def sweep_of(wheel: Wheel, before: int, bound: int) -> tuple[int, int]:
     """Return the first chain and how many that can hold what is due from ``before`` up to, not including, ``bound``."""
     if not len(wheel.heads) or bound == NEVER:

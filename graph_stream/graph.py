@@ -25,8 +25,6 @@ from graph_stream.rounds import Exchange, Message, deal, together
 from graph_stream.snapshot import Changes, Contributions
 from graph_stream.tombstones import LIVE as TOMBSTONES
 
-_LOAD_EDGES = 1 << 20
-
 
 class PartitionState:
     """The state of one member: its share of the vertices, with all their outgoing edges.
@@ -345,9 +343,10 @@ class PartitionState:
             message = "not a state of these parameters: one has event time and the other has not"
             raise ValueError(message)
         mine = owner(changes.inserted_src, self.partitions) == self.index
-        self._load_edges(1, changes.inserted_src[mine], changes.inserted_dst[mine], changes.inserted_time, mine)
+        times = changes.inserted_time[mine] if changes.watermark is not None else changes.inserted_time[:0]
+        self._adjacency.load_edges(changes.inserted_src[mine], changes.inserted_dst[mine], self._edge_lanes, times)
         mine = owner(changes.deleted_src, self.partitions) == self.index
-        self._load_edges(-1, changes.deleted_src[mine], changes.deleted_dst[mine], changes.deleted_time, mine)
+        self._bury(changes.deleted_src[mine], changes.deleted_dst[mine], changes.deleted_time[mine])
         if changes.watermark is not None:
             self._adjacency.watermark = max(self._adjacency.watermark, changes.watermark)
         mine = owner(changes.vertex, self.partitions) == self.index
@@ -359,13 +358,11 @@ class PartitionState:
             message = f"not a whole state: a contribution without an edge; {error}"
             raise ValueError(message) from error
 
-    def _load_edges(self, op: int, src: Longs, dst: Longs, time: Longs, mine: npt.NDArray[np.bool_]) -> None:
-        timed = self._adjacency.event_time is not None
-        for begin in range(0, len(src), _LOAD_EDGES):
-            part = slice(begin, begin + _LOAD_EDGES)
-            times = EventTimes(time[mine][part], NEVER) if timed else None
-            ops = np.full(len(src[part]), op, np.int8)
-            self._adjacency.change_edges(src[part], dst[part], ops, self._edge_lanes, times)
+    def _bury(self, src: Longs, dst: Longs, time: Longs) -> None:
+        if len(src):
+            self._adjacency.change_edges(
+                src, dst, np.full(len(src), -1, np.int8), self._edge_lanes, EventTimes(time, NEVER)
+            )
 
     def check_invariants(self, exchange: Exchange) -> None:
         """Recompute everything that is kept, from edges and contributions alone, and compare.

@@ -24,8 +24,6 @@ from graph_stream.records import Adjacency, Links, UnknownVertex, check_records
 from graph_stream.rounds import Exchange, Message, deal, together
 from graph_stream.snapshot import Changes, Contributions
 
-_LOAD_EDGES = 1 << 20
-
 
 class PartitionState:
     """The state of one member: its share of the vertices, with all their outgoing edges.
@@ -339,8 +337,11 @@ class PartitionState:
         if (changes.watermark is None) != (self._adjacency.event_time is None):
             message = "not a state of these parameters: one has event time and the other has not"
             raise ValueError(message)
-        self._load_edges(1, changes.inserted_src, changes.inserted_dst, changes.inserted_time)
-        self._load_edges(-1, changes.deleted_src, changes.deleted_dst, changes.deleted_time)
+        mine = owner(changes.inserted_src, self.partitions) == self.index
+        times = changes.inserted_time[mine] if changes.watermark is not None else changes.inserted_time[:0]
+        self._adjacency.load_edges(changes.inserted_src[mine], changes.inserted_dst[mine], self._edge_lanes, times)
+        mine = owner(changes.deleted_src, self.partitions) == self.index
+        self._bury(changes.deleted_src[mine], changes.deleted_dst[mine], changes.deleted_time[mine])
         if changes.watermark is not None:
             self._adjacency.watermark = max(self._adjacency.watermark, changes.watermark)
         mine = owner(changes.vertex, self.partitions) == self.index
@@ -352,15 +353,11 @@ class PartitionState:
             message = f"not a whole state: a contribution without an edge; {error}"
             raise ValueError(message) from error
 
-    def _load_edges(self, op: int, src: Longs, dst: Longs, time: Longs) -> None:
-        """Load edges, or with ``op`` -1 tombstones."""
-        mine = np.flatnonzero(owner(src, self.partitions) == self.index)
-        for begin in range(0, len(mine), _LOAD_EDGES):
-            part = mine[begin : begin + _LOAD_EDGES]
-            # Before any watermark nothing is late.
-            times = None if self._adjacency.event_time is None else EventTimes(time[part], NEVER)
-            ops = np.full(len(part), op, np.int8)
-            self._adjacency.change_edges(src[part], dst[part], ops, self._edge_lanes, times)
+    def _bury(self, src: Longs, dst: Longs, time: Longs) -> None:
+        if len(src):
+            self._adjacency.change_edges(
+                src, dst, np.full(len(src), -1, np.int8), self._edge_lanes, EventTimes(time, NEVER)
+            )
 
     def check_invariants(self, exchange: Exchange) -> None:
         """Recompute everything that is kept, from edges and contributions alone, and compare.

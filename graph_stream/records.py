@@ -34,6 +34,7 @@ from graph_stream.adjacency import (
 from graph_stream.compiled import Int, compiled
 from graph_stream.eventtime import NEVER, EventTime, EventTimes
 from graph_stream.expiry import expire, gained_edge, lost_edge
+from graph_stream.loading import load_edges
 from graph_stream.ownership import VIRTUAL_PARTITIONS, member_of, mix64
 from graph_stream.rows import connect, disconnect, edges, row_place, shortage_of
 from graph_stream.statehash import Lanes, edge_lanes, timed_edge_lanes
@@ -446,6 +447,37 @@ class Adjacency:
             late,
             expired=len(follower),
         )
+
+    def load_edges(self, src: Longs, dst: Longs, lanes: Lanes, time: Longs) -> None:
+        """Add edges that this member owns and has not, no one twice; those of a follower should be side by side.
+
+        Parameters
+        ----------
+        src, dst : ndarray of int64, shape (n,)
+            Followers and followed.
+        lanes : ndarray of uint64, shape (2,)
+            Lane sums of the state hash, brought up to date.
+        time : ndarray of int64, shape (n,) or (0,)
+            Their times, with event time.
+        """
+        src, dst, time = flat(src), flat(dst), flat(time)
+        ahead = np.empty(BLOCK_RECORDS, np.int32)
+        position = 0
+        while position < len(src):
+            position, shortage = load_edges(
+                self.vertices,
+                self.storage,
+                self.oldest,
+                src,
+                dst,
+                time,
+                position,
+                self.index,
+                self.partitions,
+                ahead,
+                lanes,
+            )
+            self._grow(shortage)
 
     def _forget(self, lanes: Lanes, times: EventTimes | None) -> tuple[Slots, Slots, tuple[Longs, Longs]]:
         """Remove what the watermark leaves behind; return the slots of expired edges, and all pairs forgotten."""

@@ -155,6 +155,16 @@ def _move_row(vertices: Vertices, storage: Storage, slot: Int, bits: Int) -> Non
 
 
 @compiled
+def cut_row(vertices: Vertices, storage: Storage, slot: Int, degree: Int) -> bool:
+    """Give a vertex without edges a row for so many; return whether there was room."""
+    bits = _row_bits_for(degree - 1)
+    if not _can_cut(storage, bits):
+        return False
+    _move_row(vertices, storage, slot, bits)
+    return True
+
+
+@compiled
 def _put(arena: npt.NDArray[np.int32], start: Int, bits: Int, filled: Int, followed: Int) -> Int:
     if bits <= DENSE_BITS:
         arena[start + filled] = followed

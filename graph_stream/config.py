@@ -9,6 +9,7 @@ from typing import Any
 
 from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
+from graph_stream.eventtime import EventTime
 from graph_stream.personalization import read_weights, sha256_of
 
 CHECKPOINTS = ("none", "async", "sync")
@@ -48,6 +49,9 @@ class RunConfig:
         Newest committed epochs that stay readable.
     max_bad_records : int or None
         How many records may be unreadable before the run stops.
+    window, allowed_lateness : float or None
+        Seconds after its time at which an edge expires, and how much older than the watermark a record may be. One
+        of them is enough for event time, which needs the column ``time``.
 
     Raises
     ------
@@ -73,6 +77,8 @@ class RunConfig:
     damping: float = 0.85
     personalization: str | None = None
     personalization_sha256: str | None = None
+    window: float | None = None
+    allowed_lateness: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -97,6 +103,9 @@ class RunConfig:
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
             raise ConfigError(message)
+        if self.has_event_time and "time" not in (name.strip() for name in self.columns.split(",")):
+            message = f"--window and --allowed-lateness need a time column: --columns has {self.columns}"
+            raise ConfigError(message)
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
             message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
             raise ConfigError(message)
@@ -115,6 +124,7 @@ class RunConfig:
 
     def parameters(self) -> tuple[Parameters, ...]:
         """Return what the online computation depends on, ranking by ranking; raises ValueError, ConfigError."""
+        event_time = EventTime.of_seconds(self.window, self.allowed_lateness)
         weights = Weights.none()
         if self.personalization is not None and self.personalization_sha256 is not None:
             weights = read_weights(self.personalization, self.personalization_sha256)
@@ -125,9 +135,15 @@ class RunConfig:
                 self.tolerance,
                 damping=self.damping,
                 weights=weights if ALGORITHMS[name].weighted else Weights.none(),
+                event_time=event_time,
             )
             for name in self._known_algorithms()
         )
+
+    @property
+    def has_event_time(self) -> bool:
+        """Whether records count by their times."""
+        return self.window is not None or self.allowed_lateness is not None
 
     def ranking_of(self, algorithm: str | None) -> int:
         """Return the number of the ranking by an algorithm, of the first for None.
@@ -152,8 +168,9 @@ class RunConfig:
         return self.algorithm
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
+        """Return a JSON form, in which options that this release has more than an older one show only where given."""
+        shown = {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
+        return {name: value for name, value in shown.items() if value is not None or name not in _NEWER}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
@@ -165,11 +182,15 @@ class RunConfig:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""
         recorded, asked = self.to_json(), given.to_json()
         return [
-            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: {recorded[name]} -> {asked[name]}"
-            for name in recorded
-            if recorded[name] != asked[name]
+            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: "
+            f"{recorded.get(name)} -> {asked.get(name)}"
+            for name in {**recorded, **asked}
+            if recorded.get(name) != asked.get(name)
         ]
 
+
+_NEWER = ("window", "allowed_lateness")
+"""Options that are left out of the JSON form where not given, so that an older run's plan is what it was."""
 
 _LEAST = {
     "checkpoint_every": 1,

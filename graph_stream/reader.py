@@ -14,6 +14,7 @@ import exoflow
 from graph_stream import quarantine
 from graph_stream.config import RunConfig
 from graph_stream.errors import TooManyBadRecords
+from graph_stream.eventtime import NEVER, EventTimes, advanced
 from ingest import EpochBatch, EpochReader, open_source
 
 
@@ -31,6 +32,8 @@ class Records:
     read_started: float
     read_seconds: float
     scheduled_time: float
+    times: EventTimes | None = None
+    """With event time, in microseconds."""
 
 
 @exoflow.actor(deterministic=True, num_cpus=0)
@@ -43,6 +46,7 @@ class Reader:
         self._reader = EpochReader(sources, self._config.epoch_edges)
         self._position = self._reader.start()
         self._rejected = 0
+        self._watermark = NEVER
         self._ready: dict[int, tuple[EpochBatch, float, float]] = {}
         self._schedule: _Schedule | None = None
 
@@ -53,7 +57,8 @@ class Reader:
         -------
         dict
             JSON-able: where the epoch begins, how many records it has and was refused, whether it is the
-            last, and its offsets for display.
+            last, and its offsets for display; with event time its watermark, which is what the epochs before it
+            amount to.
 
         Raises
         ------
@@ -71,12 +76,15 @@ class Reader:
             context = exoflow.context()
             context.write_object(quarantine.name(epoch), quarantine.encode(batch.bad))
         self._refuse_too_many(epoch, batch)
+        watermark = self._event_time_state()
+        self._watermark = advanced(self._watermark, batch.time)
         return {
             "begin": batch.begin,
             "records": len(batch.src),
             "rejected": len(batch.bad),
             "last": batch.last or epoch == self._config.epochs,
             "offsets": batch.offsets,
+            **watermark,
         }
 
     def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
@@ -97,15 +105,20 @@ class Reader:
             scheduled = self._schedule.close_of(epoch, cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))
-        return Records(epoch, cut["last"], batch, began, ended - began, scheduled)
+        times = EventTimes.of_epoch(batch.time, cut)
+        return Records(epoch, cut["last"], batch, began, ended - began, scheduled, times)
 
     def capture(self) -> dict[str, Any]:
-        """Return the position after the newest cut."""
-        return {"position": self._position, "rejected": self._rejected}
+        """Return the position after the newest cut, and with event time the watermark there."""
+        return {"position": self._position, "rejected": self._rejected, **self._event_time_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a captured position."""
         self._position, self._rejected = state["position"], state["rejected"]
+        self._watermark = state.get("watermark", NEVER)
+
+    def _event_time_state(self) -> dict[str, int]:
+        return {"watermark": self._watermark} if self._config.has_event_time else {}
 
     def _refuse_too_many(self, epoch: int, batch: EpochBatch) -> None:
         limit = self._config.max_bad_records

@@ -1,4 +1,4 @@
-"""One state hash per epoch, whatever the partitions, threads, execution of rounds, mode and crash, and whatever follows."""
+"""One state hash per epoch: partitions, threads, executions of rounds, modes and crashes do not change it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ start_kafka() {
 
 answers_kafka() {
     # Its port is open a moment before it does what it is asked for.
-    grep -qF "Kafka Server started" "$state/kafka/log"
+    grep -qsF "Kafka Server started" "$state/kafka/log"
 }
 
 about_kafka() {

@@ -38,6 +38,7 @@ ON_CHANGE = "continue"
 LOOP = "epochs"
 
 Progress = Callable[[Mapping[str, Any]], None]
+Tell = Callable[[str], None]
 
 
 def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
@@ -115,9 +116,17 @@ class Pipeline:
         )
 
     def run(
-        self, *, run_id: str, store: str, take_over: bool = False, progress: Progress | None = None
+        self,
+        *,
+        run_id: str,
+        store: str,
+        take_over: bool = False,
+        progress: Progress | None = None,
+        tell: Tell | None = None,
     ) -> dict[str, Any]:
         """Run to the end of the sources, from where the run of this id stands; return its last row.
+
+        ``progress`` gets the row of each published epoch, ``tell`` a line about what a source waits for or has lost.
 
         Raises
         ------
@@ -145,7 +154,7 @@ class Pipeline:
             metadata={"config": self.config.to_json()},
             take_over=take_over,
             on_change=ON_CHANGE,
-            observer=_observer(progress),
+            observer=_observer(progress, tell),
         )
         return result
 
@@ -169,6 +178,7 @@ def resume(
     partitions: int | None = None,
     take_over: bool = False,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Run a known run to its end; return its last row. Raises as `exoflow.resume`."""
     result: dict[str, Any] = exoflow.resume(
@@ -177,7 +187,7 @@ def resume(
         replicas=None if partitions is None else {"partitions": partitions},
         take_over=take_over,
         on_change=ON_CHANGE,
-        observer=_observer(progress),
+        observer=_observer(progress, tell),
     )
     return result
 
@@ -194,11 +204,12 @@ def recorded_config(run_id: str, store: str) -> RunConfig | None:
     return RunConfig.from_json(metadata["config"])
 
 
-class _RowObserver:
-    """Tells the rows of published epochs, as they are published."""
+class _RunObserver:
+    """Passes on the rows of published epochs, and what the reader says it waits for."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, tell: Tell) -> None:
         self._progress = progress
+        self._tell = tell
 
     def produced(self, event: Any) -> None:
         output = event.report.output
@@ -208,6 +219,13 @@ class _RowObserver:
     def committed(self, records: Sequence[Any], at: float) -> None:
         """Do nothing: commits show in the rows that are read back."""
 
+    def told(self, actor: str, text: str) -> None:
+        self._tell(text)
 
-def _observer(progress: Progress | None) -> Observer | None:
-    return None if progress is None else _RowObserver(progress)
+
+def _observer(progress: Progress | None, tell: Tell | None) -> Observer | None:
+    return None if progress is None and tell is None else _RunObserver(progress or _ignore, tell or _ignore)
+
+
+def _ignore(_: Any) -> None:
+    pass

@@ -97,7 +97,15 @@ class MemberHost:
     for the right moment, messages of other members and persisting go on beside both.
     """
 
-    def __init__(self, spec: ActorSpec, workflow_id: str, store_uri: str, index: int, restore: Value | None) -> None:
+    def __init__(
+        self,
+        spec: ActorSpec,
+        workflow_id: str,
+        store_uri: str,
+        index: int,
+        restore: Value | None,
+        hints: Mapping[str, Any],
+    ) -> None:
         self._loop = asyncio.get_event_loop()
         self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
         self._queries = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-query")
@@ -115,7 +123,7 @@ class MemberHost:
         store = worker.store_at(store_uri)
         references = RayReferences(workflow_id, store_uri)
         self._member = worker.Member(
-            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references, self._tell
+            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references, hints, self._tell
         )
 
     async def start(self, peers: list[Any]) -> str | None:

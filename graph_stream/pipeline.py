@@ -24,7 +24,7 @@ import exoflow
 from exoflow.controller import Observer
 from exoflow.dag import CallNode, Node
 from exoflow.storage.location import S3_SCHEME, as_options
-from graph_stream import ledger, offline
+from graph_stream import ledger, memory, offline
 from graph_stream.config import RunConfig
 from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
@@ -79,7 +79,8 @@ def publish(
         name: (max if name.endswith("ended") else min)(each["times"][name] for each in applied)
         for name in applied[0]["times"]
     }
-    row = ledger.epoch_row(summaries, cut, times, carry, published_at=time.time())
+    held = [each["memory"] for each in applied]
+    row = ledger.epoch_row(summaries, cut, times, held, carry, published_at=time.time())
     return exoflow.stop(row) if cut["last"] else row
 
 
@@ -121,12 +122,25 @@ class Pipeline:
         run_id: str,
         store: str,
         take_over: bool = False,
+        max_memory: int | None = None,
         progress: Progress | None = None,
         tell: Tell | None = None,
     ) -> dict[str, Any]:
         """Run to the end of the sources, from where the run of this id stands; return its last row.
 
-        ``progress`` gets the row of each published epoch, ``tell`` a line about what a source waits for or has lost.
+        Parameters
+        ----------
+        run_id, store : str
+            Name of the run, and what keeps it.
+        take_over : bool
+            Claim the run although its owner looks alive.
+        max_memory : int, optional
+            Bytes that the processes that hold the graph may use together. Near it epochs are delayed, at it the run
+            fails and can be resumed.
+        progress : callable, optional
+            Is told the row of each epoch that is published.
+        tell : callable, optional
+            Is told, in a line, what a source waits for and what it has lost.
 
         Raises
         ------
@@ -152,6 +166,7 @@ class Pipeline:
             workflow_id=run_id,
             store=store,
             metadata={"config": self.config.to_json()},
+            hints=_hints(max_memory),
             take_over=take_over,
             on_change=ON_CHANGE,
             observer=_observer(progress, tell),
@@ -177,14 +192,16 @@ def resume(
     *,
     partitions: int | None = None,
     take_over: bool = False,
+    max_memory: int | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """Run a known run to its end; return its last row. Raises as `exoflow.resume`."""
+    """Run a known run to its end; return its last row. Options as in `Pipeline.run`; raises as `exoflow.resume`."""
     result: dict[str, Any] = exoflow.resume(
         run_id,
         store=store,
         replicas=None if partitions is None else {"partitions": partitions},
+        hints=_hints(max_memory),
         take_over=take_over,
         on_change=ON_CHANGE,
         observer=_observer(progress, tell),
@@ -229,3 +246,7 @@ def _observer(progress: Progress | None, tell: Tell | None) -> Observer | None:
 
 def _ignore(_: Any) -> None:
     pass
+
+
+def _hints(max_memory: int | None) -> dict[str, Any]:
+    return {} if max_memory is None else {memory.HINT: max_memory}

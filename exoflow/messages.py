@@ -251,6 +251,8 @@ class Submit:
     last : bool
         No attempt follows an exception of this one, and none before it may have had the effect, so
         ``catch_exceptions`` applies.
+    turns : str
+        The name that the context shows for the turns this task is one of.
     """
 
     spec: TaskSpec
@@ -262,6 +264,7 @@ class Submit:
     purpose: Purpose = Purpose.BODY
     intent: Intended | None = None
     last: bool = True
+    turns: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

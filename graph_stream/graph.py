@@ -6,12 +6,15 @@ An epoch applies the net edge changes once, and then, ranking by ranking, runs r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from graph_stream import invariants
-from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
+from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Slots, Storage, Vertices
 from graph_stream.algorithms import Parameters
+from graph_stream.changed import Changed, Watch
 from graph_stream.epoch import EpochResult
 from graph_stream.execution import Execution
 from graph_stream.invariants import InvariantViolated
@@ -39,6 +42,8 @@ class PartitionState:
         Threads for the rounds.
     execution : {"auto", "sparse", "dense"}
         How rounds find their frontier; never changes the state.
+    watched : mapping of int to int, optional
+        Rankings, by number, of which each epoch tells what it changed, with how many of the best vertices.
 
     Raises
     ------
@@ -53,6 +58,7 @@ class PartitionState:
         partitions: int = 1,
         threads: int = 1,
         execution: Execution = "auto",
+        watched: Mapping[int, int] | None = None,
     ) -> None:
         virtual_range(index, partitions)
         if threads < 1:
@@ -70,6 +76,8 @@ class PartitionState:
             Ranking(number, each, self._adjacency, threads, execution) for number, each in enumerate(given)
         )
         self._changes = Changes.none()
+        self._watches = {number: Watch(best) for number, best in (watched or {}).items()}
+        self.changed: dict[int, Changed] = {}
         self.results = self._summarise(0)
 
     @property
@@ -153,6 +161,7 @@ class PartitionState:
         for ranking in self.rankings:
             ranking.run(epoch, links, news, lambda message: self._swap(message, exchange), gone)
             news = (news[0][:0], news[1][:0])
+        self._compare(np.concatenate(gone))
         contributions = Contributions.of_rankings([ranking.settle() for ranking in self.rankings])
         self._adjacency.release(np.concatenate(gone))
         for ranking in self.rankings:
@@ -169,6 +178,18 @@ class PartitionState:
             self_loops=links.self_loops,
         )
         return self.result
+
+    def _compare(self, unlinked: Slots) -> None:
+        """Find what the epoch changed in the rankings that are watched."""
+        self.changed = {}
+        for number, watch in self._watches.items():
+            ranking = self.rankings[number]
+            influence, seen = ranking.ranks.influence, ranking.seen()
+            self.changed[number] = watch.close(self._vertices, influence, seen, unlinked, self._linked_slots)
+
+    def _linked_slots(self) -> Longs:
+        slots = self._adjacency.owned_slots()
+        return slots[(self._vertices.degree[slots] != 0) | (self._vertices.followers[slots] != 0)]
 
     def _news(self, links: Links) -> tuple[Longs, Longs]:
         """Return whose number of followers here has changed among other members' vertices, and by how many."""
@@ -279,6 +300,8 @@ class PartitionState:
             ranking.fit()
             ranking.recount()
             ranking.outcome = Outcome(capped=len(ranking.overdue()) > 0)
+        for number, watch in self._watches.items():
+            watch.begin(self._vertices, self.rankings[number].ranks.influence, self._adjacency.owned_slots())
         self.results = self._summarise(epoch)
 
     def _load(self, changes: Changes) -> None:

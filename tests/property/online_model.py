@@ -187,9 +187,11 @@ def base_of(run: Run) -> bytes:
     return encode(Changes.of_rows(*(np.concatenate(columns) for columns in rows)), 1, run.epoch)
 
 
-def restored(run: Run, base: bytes, partitions: int, threads: int = 1, execution: str = "auto") -> Run:
+def restored(
+    run: Run, base: bytes, partitions: int, threads: int = 1, execution: str = "auto", kind: type[Run] = Run
+) -> Run:
     """Return a new run at the epoch of another, every member having read its own share of one base object."""
-    twin = Run(run.parameters, partitions, threads, execution)
+    twin = kind(run.parameters, partitions, threads, execution)
     twin.epoch = run.epoch
 
     def work(member: int, exchange: Exchange) -> None:

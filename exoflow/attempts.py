@@ -165,7 +165,9 @@ class Attempts(Layout):
     def _source(self, task: TaskState, given: Input) -> Source:
         upstream = self._producer(given.task)
         assert upstream is not None
-        after_loop = upstream.spec.loop is not None and task.spec.loop != upstream.spec.loop
+        # To a branch that reads its own iteration's carry that is a value, even if it ends the loop.
+        follows = task.spec.loop == upstream.spec.loop and task.spec.iteration != upstream.spec.iteration
+        after_loop = upstream.spec.loop is not None and not follows
         if not given.snapshot and upstream.held and not upstream.replayed:
             return Source(Live(upstream.id, upstream.attempt), after_loop)
         return Source(self._durable_input(given), after_loop and not given.snapshot)

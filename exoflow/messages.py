@@ -202,8 +202,8 @@ class Live:
 class Source:
     """Where an input comes from: a live attempt or a durable value.
 
-    ``after_loop`` marks an input whose producer may have returned `stop`: the consumer outside the loop
-    gets the value, a consumer inside it must not run.
+    ``after_loop`` marks an input whose producer may have returned `stop`: the consumer outside the loop, or in a
+    branch of the same iteration, gets the value; a later iteration must not run.
     """
 
     value: Live | Value

@@ -98,6 +98,13 @@ def cli() -> None:
 @click.option("--batch-every", type=int, help="Epochs between two exact Spark batches.  [default: none]")
 @click.option("--keep-epochs", type=int, default=100, help="Newest epochs that stay readable.")
 @click.option("--max-bad-records", type=int, help="Stop past so many.  [default: unlimited]")
+@click.option(
+    "--publish",
+    multiple=True,
+    metavar="URI",
+    help="Publish what each committed epoch changed: to a folder, s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC, "
+    "with ?top=K only the best; may be repeated.",
+)
 @_take_over
 @_json
 def run(run_id: str, store: str, take_over: bool, as_json: bool, **options: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
 from graph_stream.personalization import read_weights, sha256_of
+from graph_stream.targets import Target, absolute
 
 CHECKPOINTS = ("none", "async", "sync")
 
@@ -48,6 +49,8 @@ class RunConfig:
         Newest committed epochs that stay readable.
     max_bad_records : int or None
         How many records may be unreadable before the run stops.
+    publish : tuple of str
+        Where each committed epoch is published to; see `graph_stream.targets`.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class RunConfig:
     damping: float = 0.85
     personalization: str | None = None
     personalization_sha256: str | None = None
+    publish: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -100,7 +104,8 @@ class RunConfig:
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
             message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
             raise ConfigError(message)
-        made = self
+        made = dataclasses.replace(self, publish=tuple(absolute(each) for each in self.publish))
+        made._check_publishing()
         if self.personalization is not None:
             path = _absolute(self.personalization)
             made = dataclasses.replace(made, personalization=path, personalization_sha256=sha256_of(path))
@@ -129,6 +134,22 @@ class RunConfig:
             for name in self._known_algorithms()
         )
 
+    def targets(self) -> tuple[Target, ...]:
+        """Return where epochs are published to, and which changes; raises ConfigError."""
+        return tuple(Target.parse(uri, self._known_algorithms()) for uri in self.publish)
+
+    def _check_publishing(self) -> None:
+        places = [target.place for target in self.targets()]
+        if len(set(places)) < len(places):
+            message = f"publish to each place once, not {', '.join(places)}"
+            raise ConfigError(message)
+        if places and self.checkpoint == "none":
+            message = "--publish needs --checkpoint async or sync: without, no epoch is committed before the end"
+            raise ConfigError(message)
+        if places and self.checkpoint_every != 1:
+            message = "--publish needs --checkpoint-every 1: what an epoch changed is kept with its delta"
+            raise ConfigError(message)
+
     def ranking_of(self, algorithm: str | None) -> int:
         """Return the number of the ranking by an algorithm, of the first for None.
 
@@ -153,13 +174,14 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
-        return {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        return {**dataclasses.asdict(self), **lists}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
         """Invert `to_json`."""
-        made = RunConfig(**{**shown, "sources": tuple(shown["sources"])})
-        return dataclasses.replace(made, algorithm=tuple(made.algorithm))
+        made = RunConfig(**shown)
+        return dataclasses.replace(made, **{name: tuple(getattr(made, name)) for name in _TUPLES})
 
     def difference(self, given: RunConfig) -> list[str]:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""
@@ -171,6 +193,7 @@ class RunConfig:
         ]
 
 
+_TUPLES = ("sources", "algorithm", "publish")
 _LEAST = {
     "checkpoint_every": 1,
     "epoch_edges": 1,

@@ -6,6 +6,8 @@
       ConfigError        an option has a value it cannot have, or differs from the recorded one
       EpochNotFound      an epoch is not committed, or no longer kept
       TooManyBadRecords  more records were unreadable than --max-bad-records allows
+      SinkUnavailable    what is published to could not be reached; try again
+      SinkConflict       what is published to holds something else where an epoch should go
 """
 
 from __future__ import annotations
@@ -25,3 +27,11 @@ class EpochNotFound(GraphStreamError):
 
 class TooManyBadRecords(GraphStreamError):
     """More records were unreadable than the run allows."""
+
+
+class SinkUnavailable(GraphStreamError):
+    """What is published to could not be reached, or did not say that it took a publication."""
+
+
+class SinkConflict(GraphStreamError):
+    """What is published to holds something else where an epoch should go."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import exoflow
-from graph_stream import ordering, snapshot
+from graph_stream import ordering, publishing, snapshot
+from graph_stream.changed import Changed
 from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
 from graph_stream.graph import PartitionState, warm_up
@@ -33,6 +34,8 @@ class _Captured:
     changes: tuple[Changes, ...]
     lanes: tuple[int, ...]
     """Two lane sums for each ranking."""
+    changed: Mapping[int, Changed]
+    """What the last epoch changed in the rankings that are published."""
     last: bool
     """Whether no other will follow."""
 
@@ -44,7 +47,13 @@ class Partition:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
         context = exoflow.context()
-        self._state = PartitionState(self._config.parameters(), context.member, context.members, self._config.threads)
+        self._state = PartitionState(
+            self._config.parameters(),
+            context.member,
+            context.members,
+            self._config.threads,
+            watched=publishing.watched(self._config),
+        )
         # In mode none no delta is ever written, so none is kept; a forced snapshot takes everything.
         self._keeps_deltas = self._config.checkpoint != "none"
         self._uncaptured: list[Changes] = []
@@ -91,10 +100,10 @@ class Partition:
         """Return what changed since the last capture; the arrays are never written to again."""
         lanes = self._lanes()
         if not self._keeps_deltas:
-            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes, self._last)
+            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes, {}, self._last)
         first, self._captured_epoch = self._captured_epoch + 1, self._state.epoch
         changes, self._uncaptured = tuple(self._uncaptured), []
-        return _Captured(first, self._state.epoch, changes, lanes, self._last)
+        return _Captured(first, self._state.epoch, changes, lanes, self._state.changed, self._last)
 
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
@@ -105,12 +114,16 @@ class Partition:
             self._manifest = self._compaction.next(self._manifest.append(entry), settle=captured.last)
         else:
             self._manifest = Manifest((entry,))
-        return {
+        shares = publishing.encode_shares(self._config, captured.changed)
+        state = {
             "epoch": captured.last_epoch,
             "lanes": list(captured.lanes),
             "written_bytes": entry.blob.size,
             "entries": self._manifest.to_json(),
         }
+        if shares:
+            state["shares"] = {str(ranking): context.write_blob(data) for ranking, data in shares.items()}
+        return state
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Load this member's share of a snapshot that any number of members has made.

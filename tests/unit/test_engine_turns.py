@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,32 @@ def test_turns_come_in_order_whatever_crashes_and_the_loop_waits_for_them(every:
         assert set(turns) == set(range(every, 41, every))
         assert len({(i, key) for i, key, _ in happened}) == len(set(turns))
         assert len({name for _, _, name in happened}) == 1
+
+
+@exoflow.task(deterministic=True, checkpoint="async")
+def last(i: int) -> Any:
+    return exoflow.stop(i) if i == 3 else i
+
+
+@exoflow.task(external=True, idempotent=True, checkpoint="async")
+def show(value: int) -> int:
+    shown.append(value)
+    return value
+
+
+shown: list[int] = []
+
+
+def showing(carry: Node, i: int) -> Node:
+    node = last.bind(i)
+    return node.also(show.bind(node))
+
+
+def test_a_branch_reads_the_carry_that_ends_the_loop() -> None:
+    for seed in range(10):
+        shown.clear()
+        assert Simulation(build(exoflow.loop(showing, None)), seed=seed).run() is Status.SUCCESSFUL
+        assert sorted(shown) == [1, 2, 3]
 
 
 def test_the_name_of_turns_is_no_other_workflows() -> None:

@@ -33,6 +33,8 @@ PATIENCE_SECONDS = 30.0
 TRANSACTION_SECONDS = 300.0
 """How long the broker waits for the end of a transaction; what a dead run leaves open holds readers up so long."""
 _WINDOW = 256  # records read back at first in search of a marker
+_AT_ONCE = 10_000  # records that may be on their way
+_LINGER_MS = 5
 _SECURITY = (
     "security_protocol",
     "sasl_mechanism",
@@ -84,9 +86,14 @@ class KafkaSink:
     def close(self) -> None:
         """Close the producer; what it has not committed never becomes visible."""
         producer, self._producer = self._producer, None
-        if producer is not None:
-            with contextlib.suppress(KafkaError):
-                producer.close(timeout=1)
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=1)
+        except KafkaError:
+            # It first waits for what was sent, and gives up, thread and all, where no broker takes it.
+            producer._sender.force_close()
+            producer.close(timeout=1)
 
     def _fencing_producer(self) -> KafkaProducer:
         """Return a producer beside which no older one can commit, and know which epoch is the last."""
@@ -96,9 +103,12 @@ class KafkaSink:
                 transaction_timeout_ms=int(TRANSACTION_SECONDS * 1e3),
                 max_block_ms=PATIENCE_SECONDS * 1e3,
                 bootstrap_timeout_ms=PATIENCE_SECONDS * 1e3,
+                # Records that are not taken in time fail, and so leave nothing behind that a close would wait for.
+                delivery_timeout_ms=int(PATIENCE_SECONDS * 1e3),
+                request_timeout_ms=int(PATIENCE_SECONDS * 1e3 / 2),
                 allow_auto_create_topics=False,
                 batch_size=1 << 16,
-                linger_ms=5,
+                linger_ms=_LINGER_MS,
                 **self._client,
             )
             self._producer.init_transactions()
@@ -119,18 +129,18 @@ class KafkaSink:
         partitions = len(producer.partitions_for(self._topic))
         counts = [0] * partitions
         failed: list[Exception] = []
-        for key, value in _records(publication):
+        for number, (key, value) in enumerate(_records(publication), 1):
             partition = (murmur2(key) & 0x7FFFFFFF) % partitions
             counts[partition] += 1
             headers = [("epoch", b"%d" % marker.epoch)] if value is None else None
             sent = producer.send(self._topic, value, key, headers, partition)
             sent.add_errback(failed.append)
+            if number % _AT_ONCE == 0:
+                _flush(producer, failed)
         for partition, count in enumerate(counts):
             shown = {**marker.to_json(), "partitions": partitions, "partition_rows": count}
             producer.send(self._topic, _json(shown), self._marker_key, partition=partition).add_errback(failed.append)
-        producer.flush(timeout=TRANSACTION_SECONDS)
-        if failed:
-            raise failed[0]
+        _flush(producer, failed)
 
     # --- what is there already --------------------------------------------------------------------------
 
@@ -205,6 +215,13 @@ def security_options() -> dict[str, str]:
     """Return how to connect, from environment variables such as ``KAFKA_SASL_PLAIN_PASSWORD``."""
     given = {name: os.environ.get(f"KAFKA_{name.upper()}") for name in _SECURITY}
     return {name: value for name, value in given.items() if value}
+
+
+def _flush(producer: KafkaProducer, failed: list[Exception]) -> None:
+    """Return once all that was sent is stored; raises KafkaError."""
+    producer.flush(timeout=2 * PATIENCE_SECONDS)
+    if failed:
+        raise failed[0]
 
 
 def _records(publication: Publication) -> Iterator[tuple[bytes, bytes | None]]:

@@ -6,12 +6,9 @@ import argparse
 import dataclasses
 import math
 import statistics
-import threading
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from measure import Goal, Side, interleaved, rates, show, show_goals, write
 from online_runs import WholeRun, percentile, rmat_file, whole_run
@@ -24,59 +21,15 @@ FULL_SIZES = (20_000_000, 50_000_000)
 EPOCH_EDGES = 100_000
 EDGES_PER_VERTEX = 5
 STEADY_SHARE = 0.2
-SECONDS_BETWEEN_SAMPLES = 0.2
 SPARSE_BASE, SPARSE_BITS, SPARSE_FACTOR = 10**18, 62, 0x9E3779B97F4A7C15
 """A sparse id is the base plus an odd multiple of the dense one modulo 2**62: 19 digits, and no two alike."""
 
 
-class ActorMemory:
-    """Samples the memory of the actors of runs in this process while the block lasts: the PSS of all, summed.
-
-    The actor that reads is in it as well as those that hold the graph: from outside they look alike.
-    """
-
-    def __init__(self) -> None:
-        self.bytes: list[int] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="actor-memory", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def peak(self) -> int:
-        """The most at one moment."""
-        return max(self.bytes, default=0)
-
-    @property
-    def steady(self) -> float:
-        """The median of the last samples."""
-        return statistics.median(self.bytes[-max(1, int(STEADY_SHARE * len(self.bytes))) :]) if self.bytes else 0.0
-
-    def _sample(self) -> None:
-        me = psutil.Process()
-        while not self._ended.wait(SECONDS_BETWEEN_SAMPLES):
-            total = 0
-            for process in me.children(recursive=True):
-                try:
-                    if "_MemberHost" in "".join(process.cmdline()):
-                        total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            if total:
-                self.bytes.append(total)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Grown:
-    edges: int
     run: WholeRun
     steady: float
+    """Resident bytes of the processes that hold the graph: the median of the last epochs."""
     peak: int
 
 
@@ -94,7 +47,7 @@ def growth(folder: Path, options: argparse.Namespace) -> None:
         kept = int(grown.run.rows[-1]["edges"])
         # From the start of the computation, not from the scheduled close: unpaced epochs wait for each other.
         latency = np.array([row["online_ms"] + row["publish_ms"] for row in grown.run.rows])
-        steady, peak = (value - empty.steady for value in (grown.steady, grown.peak))
+        steady, peak = grown.steady - empty.steady, grown.peak - empty.peak
         row = {
             "records": records,
             "edges": kept,
@@ -119,15 +72,16 @@ def growth(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _grown(folder: Path, options: argparse.Namespace, records: int, scale: int, epoch_edges: int) -> _Grown:
-    with ActorMemory() as memory:
-        run = whole_run(
-            folder,
-            f"rmat://?scale={scale}&edges={records}&seed=1",
-            checkpoint="async",
-            epoch_edges=epoch_edges,
-            threads=options.threads,
-        )
-    return _Grown(records, run, memory.steady, memory.peak)
+    run = whole_run(
+        folder,
+        f"rmat://?scale={scale}&edges={records}&seed=1",
+        checkpoint="async",
+        epoch_edges=epoch_edges,
+        threads=options.threads,
+    )
+    last = run.rows[-max(1, int(STEADY_SHARE * len(run.rows))) :]
+    steady = statistics.median(row["memory_bytes"] for row in last)
+    return _Grown(run, steady, max(row["peak_memory_bytes"] for row in run.rows))
 
 
 def sparse(folder: Path, options: argparse.Namespace) -> None:

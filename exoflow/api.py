@@ -46,6 +46,7 @@ def run(
     store: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     replicas: Mapping[str, int] | None = None,
+    hints: Mapping[str, Any] | None = None,
     take_over: bool = False,
     on_change: str = "refuse",
     observer: Observer | None = None,
@@ -68,6 +69,9 @@ def run(
         Anything JSON can hold, kept with the plan.
     replicas : mapping, optional
         Group sizes that override those of the plan, by actor.
+    hints : mapping, optional
+        How to run, for this owner alone: bodies read it as ``exoflow.context().hints``. It is not recorded, and
+        nothing that is computed may depend on it; a limit of memory is one.
     take_over : bool
         Claim the workflow although its owner looks alive.
     on_change : {"refuse", "continue"}
@@ -92,7 +96,7 @@ def run(
         if stored.digest != plan.digest:
             _refuse_other_plan(workflow_id, stored, plan)
         plan = _with_todays_code(workflow_id, stored, on_change)
-    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds, max_claims)
+    return _own(where, workflow_id, plan, tail, replicas, hints, take_over, observer, lease_seconds, max_claims)
 
 
 def resume(
@@ -100,6 +104,7 @@ def resume(
     *,
     store: str | None = None,
     replicas: Mapping[str, int] | None = None,
+    hints: Mapping[str, Any] | None = None,
     take_over: bool = False,
     on_change: str = "refuse",
     observer: Observer | None = None,
@@ -118,7 +123,7 @@ def resume(
     tail = read_journal(chosen_store(store, create=False), workflow_id)
     where = chosen_store(store)
     plan = _with_todays_code(workflow_id, load_plan(where, workflow_id, tail), on_change)
-    return _own(where, workflow_id, plan, tail, replicas, take_over, observer, lease_seconds, max_claims)
+    return _own(where, workflow_id, plan, tail, replicas, hints, take_over, observer, lease_seconds, max_claims)
 
 
 class Handle:
@@ -243,6 +248,7 @@ def _own(
     plan: Plan,
     tail: Tail | None,
     replicas: Mapping[str, int] | None,
+    hints: Mapping[str, Any] | None,
     take_over: bool,
     observer: Observer | None,
     lease_seconds: float,
@@ -270,6 +276,7 @@ def _own(
             tail,
             first,
             replicas=replicas,
+            hints=hints,
             observer=observer,
             lease_seconds=lease_seconds,
         )

@@ -92,12 +92,14 @@ class Controller:
         first: Sequence[Record] = (),
         *,
         replicas: Mapping[str, int] | None = None,
+        hints: Mapping[str, Any] | None = None,
         observer: Observer | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._store = store
         self._workflow_id = workflow_id
         self._plan = plan
+        self._hints = hints or {}
         self._observer = observer
         self._lease_seconds = lease_seconds
         owner = this_process()
@@ -124,7 +126,9 @@ class Controller:
 
     def run(self) -> None:
         """Run the workflow to its end."""
-        executor = RayExecutor(self._workflow_id, self._store.uri, self._journal.generation, self._events.put)
+        executor = RayExecutor(
+            self._workflow_id, self._store.uri, self._journal.generation, self._events.put, self._hints
+        )
         writer = threading.Thread(target=self._write, args=[executor], name="exoflow-writer")
         writer.start()
         try:

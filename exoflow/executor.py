@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -67,12 +67,18 @@ class RayExecutor:
     """Carries out the instructions that concern running code."""
 
     def __init__(
-        self, workflow_id: str, store_uri: str, generation: int, post: Callable[[Event | ClusterLost], None]
+        self,
+        workflow_id: str,
+        store_uri: str,
+        generation: int,
+        post: Callable[[Event | ClusterLost], None],
+        hints: Mapping[str, Any],
     ) -> None:
         self._workflow_id = workflow_id
         self._store_uri = store_uri
         self._generation = generation
         self._post = post
+        self._hints = hints
         self._values: dict[tuple[str, int], list[Any]] = {}
         self._grouped: set[tuple[str, int]] = set()
         self._actors: dict[str, tuple[ActorSpec, int, list[Any]]] = {}
@@ -97,7 +103,7 @@ class RayExecutor:
         spec = order.spec
         options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **spec.options.ray_options()}
         handles = [
-            HOST.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore)
+            HOST.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore, self._hints)
             for index in range(spec.members)
         ]
         for handle in handles:
@@ -278,7 +284,9 @@ class RayExecutor:
         names = [(live.task, live.attempt) for live in live_inputs(order)]
         members = [len(self._values[name]) if name in self._grouped else None for name in names]
         values = [value for name in names for value in self._values[name]]
-        return wire.pack(make_job(order, self._workflow_id, self._store_uri, members, self._generation)), values
+        return wire.pack(
+            make_job(order, self._workflow_id, self._store_uri, members, self._generation, self._hints)
+        ), values
 
     def _watch(
         self,

@@ -96,7 +96,15 @@ class MemberHost:
     right moment, messages of other members and persisting go on beside it.
     """
 
-    def __init__(self, spec: ActorSpec, workflow_id: str, store_uri: str, index: int, restore: Value | None) -> None:
+    def __init__(
+        self,
+        spec: ActorSpec,
+        workflow_id: str,
+        store_uri: str,
+        index: int,
+        restore: Value | None,
+        hints: Mapping[str, Any],
+    ) -> None:
         self._loop = asyncio.get_event_loop()
         self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-persist")
@@ -112,7 +120,7 @@ class MemberHost:
         store = worker.store_at(store_uri)
         references = RayReferences(workflow_id, store_uri)
         self._member = worker.Member(
-            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references
+            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references, hints
         )
 
     async def start(self, peers: list[Any]) -> str | None:

@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ class Job:
     last: bool = True
     generation: int | None = None
     turns: str = ""
+    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def live_inputs(order: Submit) -> list[Live]:
@@ -119,12 +120,17 @@ def live_inputs(order: Submit) -> list[Live]:
 
 
 def make_job(
-    order: Submit, workflow_id: str, store_uri: str, members: Sequence[int | None], generation: int | None = None
+    order: Submit,
+    workflow_id: str,
+    store_uri: str,
+    members: Sequence[int | None],
+    generation: int | None = None,
+    hints: Mapping[str, Any] | None = None,
 ) -> Job:
     """Turn a submission into what travels.
 
     ``members`` says how many values each live input is; ``generation`` is the owner's, for effects: none
-    begins once another owner is there.
+    begins once another owner is there; ``hints`` are the owner's.
     """
     counts = iter(members)
     inputs = tuple(
@@ -155,6 +161,7 @@ def make_job(
         order.last,
         generation if spec.options.external else None,
         order.turns,
+        hints or {},
     )
 
 
@@ -179,6 +186,9 @@ class Context:
         in any workflow; empty where none do. A name under which a receiver can tell an older sender from a newer.
     member, members : int
         Place in a replicated actor, and its size; 0 and 1 elsewhere.
+    hints : mapping
+        What the owner was told about how to run (`exoflow.run`). Another owner may have been told something
+        else, so nothing that is computed may depend on it.
     """
 
     def __init__(
@@ -192,6 +202,7 @@ class Context:
         self.turns = job.turns
         self.member = member
         self.members = members
+        self.hints = job.hints
         self._blobs = blobs
         self._exchange = exchange
         self._now = time.time() if job.intended_at is None else job.intended_at
@@ -439,6 +450,7 @@ class Member:
         exchange: Exchange | None,
         defer: Callable[[Callable[[], Value]], concurrent.futures.Future[Value]] | None = None,
         references: References | None = None,
+        hints: Mapping[str, Any] | None = None,
     ) -> None:
         self.blobs = Blobs(store, workflow_id, references)
         self._store = store
@@ -452,6 +464,7 @@ class Member:
         self._failed = False
         self._captured: dict[int, Callable[[], Value]] = {}
         self._defer = defer
+        self._hints = hints or {}
         self.token = "" if restore is None else "restored"
         # Imported before anything else runs here: arguments of calls are unpickled in a thread of their own, and
         # two threads that import modules of one package from two ends find them half made.
@@ -489,7 +502,7 @@ class Member:
         self._start_error = f"{self._spec.id} could not be started\n{traceback.format_exc(limit=-20)}"
 
     def _context(self, purpose: str) -> Context:
-        job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", False, _NO_ARGS, ())
+        job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", False, _NO_ARGS, (), hints=self._hints)
         return Context(job, self.blobs, self._index, self._spec.members, self._exchange)
 
     def call(self, job: Job, values: Sequence[Any]) -> tuple[Any, Outcome]:

@@ -1,4 +1,4 @@
-"""The vertices: a slot each in flat arrays, and a table from external id to slot.
+"""The vertices: a slot each in flat arrays.
 
 A *slot* is a vertex's local index. It is given on the first edge, taken back with the last one and reused,
 differs between runs and members, and never leaves this process. Slots also stand for *ghosts*: followed
@@ -8,14 +8,16 @@ vertices another member owns, which have an id and a number of local followers, 
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from graph_stream import idtable
 from graph_stream.certificate import CapacityExceeded
 from graph_stream.compiled import Int, compiled
-from graph_stream.ownership import mix64
+from graph_stream.growable import widened
+from graph_stream.idtable import IdTable
 
 MOST_ROW_ENTRIES = 1 << 32
 """Length to which an arena grows: starts of rows, halved, are chained as int32."""
@@ -26,11 +28,10 @@ USED, FREE_HEAD, LIVE, OWNED, EDGES, ARENA, MAX_DEGREE = range(7)
 _COUNTERS = 7
 
 # What can lack room.
-NOTHING, SLOTS, ROWS, DEGREES = range(4)
+NOTHING, SLOTS, IDS, ROWS, DEGREES = range(5)
 
 Slots = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Vertices(NamedTuple):
@@ -53,8 +54,8 @@ class Vertices(NamedTuple):
 class Storage(NamedTuple):
     """What the slots share."""
 
-    slots: npt.NDArray[np.int32]
-    """Id table: open addressing by ``id``, -1 where empty; a power of two, at most half full."""
+    table: IdTable
+    """From external id to slot."""
     arena: npt.NDArray[np.int32]
     """Rows of followed slots, -1 where empty."""
     free_rows: npt.NDArray[np.int64]
@@ -86,7 +87,7 @@ def empty(slots: int = 1024, arena: int = 4096) -> tuple[Vertices, Storage]:
         row_bits=np.zeros(slots, np.int8),
     )
     storage = Storage(
-        slots=np.full(2 * slots, -1, np.int32),
+        table=idtable.empty(),
         arena=np.zeros(arena, np.int32),
         free_rows=np.full(_ROW_SIZES, -1, np.int64),
         degrees=np.zeros(slots, np.int64),
@@ -104,7 +105,7 @@ def grow(vertices: Vertices, storage: Storage, shortage: int) -> tuple[Vertices,
     vertices, storage
         The arrays; not to be used afterwards.
     shortage : int
-        ``SLOTS``, ``ROWS`` or ``DEGREES``, as :func:`graph_stream.rows.shortage_of` told.
+        ``SLOTS``, ``IDS``, ``ROWS`` or ``DEGREES``, as :func:`graph_stream.rows.shortage_of` told.
 
     Raises
     ------
@@ -112,59 +113,23 @@ def grow(vertices: Vertices, storage: Storage, shortage: int) -> tuple[Vertices,
         If one member cannot hold more edges.
     """
     if shortage == SLOTS:
-        vertices = Vertices._make(_doubled(array) for array in vertices)
-        slots = np.full(2 * len(storage.slots), -1, np.int32)
-        storage = storage._replace(slots=slots)
-        _index(vertices, storage)
+        vertices = Vertices._make(widened(array, 2 * len(array)) for array in vertices)
+    elif shortage == IDS:
+        storage = storage._replace(table=idtable.grow(storage.table))
     elif shortage == ROWS:
         if len(storage.arena) >= MOST_ROW_ENTRIES:
             message = f"{storage.counters[EDGES]} edges are all one partition can hold; use more partitions"
             raise CapacityExceeded(message)
-        storage = storage._replace(arena=_doubled(storage.arena))
+        storage = storage._replace(arena=widened(storage.arena, 2 * len(storage.arena)))
     else:
-        storage = storage._replace(degrees=_doubled(storage.degrees))
+        storage = storage._replace(degrees=widened(storage.degrees, 2 * len(storage.degrees)))
     return vertices, storage
-
-
-def widened(array: npt.NDArray[Scalar], length: int) -> npt.NDArray[Scalar]:
-    """Return a longer copy of an array, with zeros behind."""
-    # Zeroed pages cost no memory before their first use.
-    wider = np.zeros(length, array.dtype)
-    wider[: len(array)] = array
-    return wider
-
-
-def _doubled(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    return widened(array, 2 * len(array))
-
-
-@compiled
-def _home(key: np.uint64, size: Int) -> Int:
-    # The lowest 8 bits are the virtual partition, of which a member sees a few only.
-    return np.int64((mix64(key) >> np.uint64(8)) & np.uint64(size - 1))
-
-
-@compiled
-def _index(vertices: Vertices, storage: Storage) -> None:
-    size = len(storage.slots)
-    for slot in range(storage.counters[USED]):
-        if vertices.degree[slot] >= 0:
-            place = _home(np.uint64(vertices.id[slot]), size)
-            while storage.slots[place] >= 0:
-                place = (place + 1) & (size - 1)
-            storage.slots[place] = slot
 
 
 @compiled
 def find(vertices: Vertices, storage: Storage, vertex: Int) -> Int:
     """Return the slot of an external id, or -1."""
-    size = len(storage.slots)
-    place = _home(np.uint64(vertex), size)
-    while True:
-        slot = storage.slots[place]
-        if slot < 0 or vertices.id[slot] == vertex:
-            return np.int64(slot)
-        place = (place + 1) & (size - 1)
+    return idtable.find(storage.table, vertices.id, vertex)
 
 
 @compiled
@@ -186,11 +151,7 @@ def add(vertices: Vertices, storage: Storage, vertex: Int, owned: bool) -> Int:
     vertices.degree[slot] = 0
     vertices.followers[slot] = 0
     vertices.row_bits[slot] = 0
-    size = len(storage.slots)
-    place = _home(np.uint64(vertex), size)
-    while storage.slots[place] >= 0:
-        place = (place + 1) & (size - 1)
-    storage.slots[place] = slot
+    idtable.add(storage.table, vertices.id, slot)
     return np.int64(slot)
 
 
@@ -198,22 +159,7 @@ def add(vertices: Vertices, storage: Storage, vertex: Int, owned: bool) -> Int:
 def remove(vertices: Vertices, storage: Storage, slot: Int) -> None:
     """Take back the slot of a vertex without edges."""
     counters = storage.counters
-    slots = storage.slots
-    mask = len(slots) - 1
-    place = _home(np.uint64(vertices.id[slot]), mask + 1)
-    while slots[place] != slot:
-        place = (place + 1) & mask
-    following = place
-    while True:
-        following = (following + 1) & mask
-        other = slots[following]
-        if other < 0:
-            break
-        home = _home(np.uint64(vertices.id[other]), mask + 1)
-        if ((following - home) & mask) >= ((following - place) & mask):
-            slots[place] = other
-            place = following
-    slots[place] = -1
+    idtable.remove(storage.table, vertices.id, slot)
     if vertices.owned[slot]:
         counters[OWNED] -= 1
         storage.degrees[0] -= 1

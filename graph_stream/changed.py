@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream.adjacency import Longs, Slots, Vertices, widened
+from graph_stream.adjacency import Longs, Slots, Vertices
+from graph_stream.growable import widened
+
+BYTES_PER_SLOT = 9
+"""What a watch keeps of each vertex."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -63,7 +67,7 @@ class Watch:
         self._best = _NOBODY
 
     def begin(self, vertices: Vertices, influence: Longs, owned: Longs) -> None:
-        """Take a whole state as the one to compare with.
+        """Take a whole state as the first one to compare with.
 
         Parameters
         ----------
@@ -74,8 +78,7 @@ class Watch:
         owned : ndarray of int64, shape (n,)
             The slots of all owned vertices.
         """
-        self._influence = np.zeros(len(vertices.id), np.int64)
-        self._present = np.zeros(len(vertices.id), np.bool_)
+        self._fit(vertices)
         self._influence[owned] = influence[owned]
         self._present[owned] = True
         self._best = _best_of(vertices.id[owned], influence[owned], self._most)
@@ -98,9 +101,7 @@ class Watch:
         owned : callable
             Returns the slots of all owned vertices that have an edge; called where all have to be looked at.
         """
-        if len(self._present) < len(vertices.id):
-            self._influence = widened(self._influence, len(vertices.id))
-            self._present = widened(self._present, len(vertices.id))
+        self._fit(vertices)
         unlinked = np.unique(unlinked)
         gone = unlinked[_without_edge(vertices, unlinked) & self._present[unlinked]]
         seen = seen[~_without_edge(vertices, seen)]
@@ -115,6 +116,11 @@ class Watch:
             self._best = self._next_best(vertices.id, influence, moved, np.concatenate([moved[fell], gone]), owned)
         left = np.arange(len(slots)) >= len(moved)
         return Changed(vertices.id[slots], self._influence[slots], left, before, self._best)
+
+    def _fit(self, vertices: Vertices) -> None:
+        if len(self._present) < len(vertices.id):
+            self._influence = widened(self._influence, len(vertices.id))
+            self._present = widened(self._present, len(vertices.id))
 
     def _next_best(self, ids: Longs, influence: Longs, moved: Slots, worse: Slots, owned: Callable[[], Longs]) -> Best:
         """Return the best vertices after an epoch, given whose influence moved, and who got worse or left."""

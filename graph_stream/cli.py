@@ -23,6 +23,7 @@ from exoflow.storage.option import store_option
 from graph_stream.algorithms import ALGORITHMS
 from graph_stream.config import CHECKPOINTS, RunConfig
 from graph_stream.errors import GraphStreamError
+from graph_stream.memory import parse_size
 from graph_stream.progress import Meter
 from ingest import IngestError
 from spark.session import SparkUnavailable
@@ -48,6 +49,26 @@ _ranking = click.option(
 )
 _take_over = click.option(
     "--take-over", is_flag=True, help="Claim the run although its owner looks alive; that process is stopped."
+)
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes; fails where it is no size."""
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_max_memory = click.option(
+    "--max-memory",
+    type=_Size(),
+    help="Memory of the processes that hold the graph, such as 8G: slower near it, stop at it.  [default: unlimited]",
 )
 
 
@@ -105,36 +126,47 @@ def cli() -> None:
     help="Publish what each committed epoch changed: to a folder, s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC, "
     "with ?top=K only the best; may be repeated.",
 )
+@_max_memory
 @_take_over
 @_json
-def run(run_id: str, store: str, take_over: bool, as_json: bool, **options: Any) -> None:
+def run(run_id: str, store: str, max_memory: int | None, take_over: bool, as_json: bool, **options: Any) -> None:
     """Stream sources through the ranking; the same id and options again resume the run."""
     from graph_stream.pipeline import Pipeline
 
     sources = options.pop("sources")
-    with _running(run_id, store, as_json) as meter:
+    with _running(run_id, store, as_json, max_memory) as meter:
         pipeline = Pipeline(*sources, **options)
         _warn_of_missing_java(pipeline.config)
         exoflow.init(store, log_to_driver=False)
-        pipeline.run(run_id=run_id, store=store, take_over=take_over, progress=meter.published)
+        pipeline.run(run_id=run_id, store=store, take_over=take_over, max_memory=max_memory, progress=meter.published)
 
 
 @cli.command()
 @_run_id
 @_store
 @click.option("--partitions", type=int, help="Share the graph among another number of actors.")
+@_max_memory
 @_take_over
 @_json
-def resume(run_id: str, store: str, partitions: int | None, take_over: bool, as_json: bool) -> None:
-    """Go on with a run from what is committed; its options come from the run record."""
+def resume(
+    run_id: str, store: str, partitions: int | None, max_memory: int | None, take_over: bool, as_json: bool
+) -> None:
+    """Go on with a run from what is committed; its other options come from the run record."""
     from graph_stream import pipeline
 
-    with _running(run_id, store, as_json) as meter:
+    with _running(run_id, store, as_json, max_memory) as meter:
         config = pipeline.recorded_config(run_id, store)
         if config is not None:
             _warn_of_missing_java(config)
         exoflow.init(store, log_to_driver=False)
-        pipeline.resume(run_id, store, partitions=partitions, take_over=take_over, progress=meter.published)
+        pipeline.resume(
+            run_id,
+            store,
+            partitions=partitions,
+            take_over=take_over,
+            max_memory=max_memory,
+            progress=meter.published,
+        )
 
 
 @cli.command()
@@ -338,11 +370,11 @@ def rmat(scale: int, edges: int, seed: int, deletes: float, out: Path) -> None:
 
 
 @contextmanager
-def _running(run_id: str, store: str, as_json: bool) -> Iterator[Meter]:
+def _running(run_id: str, store: str, as_json: bool, max_memory: int | None) -> Iterator[Meter]:
     """Show progress, print the result, and turn whatever happens into an exit code and a next step."""
     from graph_stream import runs
 
-    meter = Meter(sys.stderr)
+    meter = Meter(sys.stderr, max_memory)
     resume_command = f"graph-stream resume --run-id {run_id} {as_options(store)}"
     signal.signal(signal.SIGTERM, _interrupt)
     error: str | None = None

@@ -5,6 +5,7 @@
     GraphStreamError
       ConfigError        an option has a value it cannot have, or differs from the recorded one
       EpochNotFound      an epoch is not committed, or no longer kept
+      MemoryLimitReached the graph has come to --max-memory
       TooManyBadRecords  more records were unreadable than --max-bad-records allows
       SinkUnavailable    what is published to could not be reached; try again
       SinkConflict       what is published to holds something else where an epoch should go
@@ -23,6 +24,10 @@ class ConfigError(GraphStreamError):
 
 class EpochNotFound(GraphStreamError):
     """An epoch is not committed, or no longer kept."""
+
+
+class MemoryLimitReached(GraphStreamError):
+    """The graph has come to the limit of memory it was given."""
 
 
 class TooManyBadRecords(GraphStreamError):

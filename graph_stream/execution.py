@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_stream import kernels
-from graph_stream.adjacency import USED, Longs, Scalar, Slots, Storage, Vertices
+from graph_stream.adjacency import USED, Longs, Slots, Storage, Vertices
 from graph_stream.certificate import BUCKETS
+from graph_stream.growable import widened
 from graph_stream.kernels import Found, Rule, Visits
 from graph_stream.ranks import Ranks
 from graph_stream.statehash import Lanes
@@ -51,9 +52,9 @@ class _Workspace:
         """Make room for every slot, keeping the frontier, the ghosts and the visits found so far."""
         if len(self.found.frontier) < slots:
             self.found = Found(
-                _widened(self.found.frontier, slots), _widened(self.found.ghosts, slots), self.found.counts
+                widened(self.found.frontier, slots), widened(self.found.ghosts, slots), self.found.counts
             )
-            self.visits = Visits(_widened(self.visits.slot, slots), _widened(self.visits.before, slots))
+            self.visits = Visits(widened(self.visits.slot, slots), widened(self.visits.before, slots))
 
     def fit_emissions(self, emitters: int) -> None:
         """Make room for a number of emissions."""
@@ -67,13 +68,6 @@ class _Workspace:
         """Make room for a number of targets in each bucket."""
         if self.targets.shape[1] < targets:
             self.targets = np.empty((self.threads, 2 * targets), np.int32)
-
-
-def _widened(array: npt.NDArray[Scalar], room: int) -> npt.NDArray[Scalar]:
-    # Pages never written cost no memory.
-    wider = np.empty(room, array.dtype)
-    wider[: len(array)] = array
-    return wider
 
 
 class Executor:

@@ -6,15 +6,15 @@ An epoch applies the net edge changes once, and then, ranking by ranking, runs r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import invariants
+from graph_stream import idtable, invariants
 from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Slots, Storage, Vertices
 from graph_stream.algorithms import Parameters
-from graph_stream.changed import Changed, Watch
+from graph_stream.changed import BYTES_PER_SLOT, Changed, Watch
 from graph_stream.epoch import EpochResult
 from graph_stream.execution import Execution
 from graph_stream.invariants import InvariantViolated
@@ -118,11 +118,11 @@ class PartitionState:
         """Bytes of graph and state in use: of what can grow, the part written to."""
         counters = self._storage.counters
         arrays = (*self._vertices, *(array for ranking in self.rankings for array in ranking.ranks))
-        per_slot = sum(array.itemsize for array in arrays)
+        per_slot = sum(array.itemsize for array in arrays) + len(self._watches) * BYTES_PER_SLOT
         return int(
             counters[USED] * per_slot
             + counters[ARENA] * self._storage.arena.itemsize
-            + self._storage.slots.nbytes
+            + idtable.nbytes(self._storage.table)
             + self._storage.degrees.nbytes
         )
 
@@ -261,7 +261,7 @@ class PartitionState:
         """
         return self.rankings[ranking].scores()
 
-    def restore(self, changes: Changes, exchange: Exchange, epoch: int) -> None:
+    def restore(self, parts: Iterable[Changes], exchange: Exchange, epoch: int) -> None:
         """Load a whole state into this new one, and rebuild influence by one pass and one exchange.
 
         ``results`` then hold the restored state's counts, certificate and lane sums, so that
@@ -269,8 +269,9 @@ class PartitionState:
 
         Parameters
         ----------
-        changes : Changes
-            Edges and contributions of the vertices this member owns, without deletes; others are ignored.
+        parts : iterable of Changes
+            Edges and contributions of the vertices this member owns, without deletes; others are ignored. All of
+            a follower's are in one part.
         exchange : Exchange
             All-to-all among the members, which all restore.
         epoch : int
@@ -279,15 +280,15 @@ class PartitionState:
         Raises
         ------
         ValueError
-            If this state has seen an epoch, or ``changes`` is not a whole state.
+            If this state has seen an epoch, or ``parts`` are not a whole state.
         """
         if self.epoch or self.edges or epoch < 0:
             message = f"epoch {epoch} cannot be restored into a state at epoch {self.epoch} with {self.edges} edges"
             raise ValueError(message)
-        if len(changes.deleted_src):
-            message = f"a whole state has no deletes, this one has {len(changes.deleted_src)}: merge with base=True"
-            raise ValueError(message)
-        self._load(changes)
+        for part in parts:
+            self._load(part)
+        for ranking in self.rankings:
+            ranking.spread(ranking.ranks.influence)
         followers: Longs | None = self._vertices.followers.astype(np.int64)
         for ranking in self.rankings:
             told = ranking.ghost_message(epoch, ranking.ranks.influence, followers)
@@ -305,6 +306,9 @@ class PartitionState:
         self.results = self._summarise(epoch)
 
     def _load(self, changes: Changes) -> None:
+        if len(changes.deleted_src):
+            message = f"a whole state has no deletes, this one has {len(changes.deleted_src)}: merge with base=True"
+            raise ValueError(message)
         mine = owner(changes.inserted_src, self.partitions) == self.index
         src, dst = changes.inserted_src[mine], changes.inserted_dst[mine]
         for begin in range(0, len(src), _LOAD_EDGES):
@@ -360,7 +364,7 @@ def warm_up() -> None:
         state.apply(1, src, dst, np.ones(4, np.int8), exchange)
         state.apply(2, src, dst, np.array([-1, 1, 1, -1], np.int8), exchange)
         restored = PartitionState(parameters, index, 2, execution="dense")
-        restored.restore(state.capture_all(), exchange, 2)
+        restored.restore([state.capture_all()], exchange, 2)
         restored.apply(3, src[:1], dst[:1], np.ones(1, np.int8), exchange)
         restored.check_invariants(exchange)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import kernels, records, rows
+from graph_stream import idtable, kernels, records, rows
 from graph_stream.adjacency import EDGES, LIVE, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.kernels import Rule
 from graph_stream.ranks import Ranks
@@ -87,7 +87,7 @@ def graph_violations(vertices: Vertices, storage: Storage, followers: Longs, lan
     looked_up = np.empty(len(slots), np.int32)
     records.find_all(vertices, storage, vertices.id[slots], looked_up)
     _compare(found, "slot in the id table", looked_up, slots)
-    _compare(found, "entries of the id table", np.count_nonzero(storage.slots >= 0), len(slots))
+    _compare(found, "entries of the id table", idtable.live_entries(storage.table), len(slots))
     follower = np.empty(counters[EDGES], np.int32)
     followed = np.empty(counters[EDGES], np.int32)
     _compare(found, "number of edges", rows.edges(vertices, storage, follower, followed), counters[EDGES])

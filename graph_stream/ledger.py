@@ -32,13 +32,15 @@ def epoch_row(
     summaries: Sequence[Summary],
     cut: Mapping[str, Any],
     times: Mapping[str, float],
+    held: Sequence[Mapping[str, int]],
     previous: Mapping[str, Any],
     published_at: float,
 ) -> dict[str, Any]:
     """Return the row of an epoch, JSON-able.
 
-    ``summaries`` has one entry per ranking. Certificate and hash of the row are those of all: the widest bounds,
-    and the hash of their hashes; ``rankings`` has each ranking's own where there are several.
+    ``held`` has the memory of each member's process, in bytes; ``summaries`` has one entry per ranking. Certificate
+    and hash of the row are those of all: the widest bounds, and the hash of their hashes; ``rankings`` has each
+    ranking's own where there are several.
     """
     summary, scheduled = summaries[0], times["scheduled"]
     several = {"rankings": [_ranking_row(each) for each in summaries]} if len(summaries) > 1 else {}
@@ -67,6 +69,8 @@ def epoch_row(
         "e_minus": max(each.e_minus for each in summaries),
         "rounding_limited": any(each.rounding_limited for each in summaries),
         "state_hash": combined_hash([each.state_hash for each in summaries]),
+        "memory_bytes": sum(each["resident"] for each in held),
+        "peak_memory_bytes": sum(each["peak"] for each in held),
         "offsets": cut["offsets"],
         **several,
     }

@@ -9,18 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import exoflow
-from graph_stream import ordering, publishing, snapshot
+from graph_stream import memory, ordering, publishing, snapshot
 from graph_stream.changed import Changed
 from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
 from graph_stream.graph import PartitionState, warm_up
 from graph_stream.ownership import virtual_range
 from graph_stream.reader import Records
-from graph_stream.snapshot import Changes, CorruptSnapshot, Entry, Manifest
+from graph_stream.snapshot import ALL_SHARES, Changes, CorruptSnapshot, Entry, Manifest, StoredChanges, folded
 
 ReadBlob = Callable[[exoflow.Blob], bytes]
 
@@ -52,6 +52,7 @@ class Partition:
             context.member,
             context.members,
             self._config.threads,
+            context.hints.get("execution", "auto"),
             watched=publishing.watched(self._config),
         )
         # In mode none no delta is ever written, so none is kept; a forced snapshot takes everything.
@@ -60,6 +61,7 @@ class Partition:
         self._captured_epoch = 0
         self._manifest = Manifest()
         self._compaction = Compaction(functools.partial(_merge, context))
+        self._budget = memory.Budget(context.hints.get(memory.HINT), context.member, context.members)
         self._last = False
         warm_up()
         ordering.warm_up()
@@ -70,12 +72,18 @@ class Partition:
         Returns
         -------
         dict
-            JSON-able: the member's `EpochResult` for each ranking, and the times of the epoch so far (Unix
-            seconds).
+            JSON-able: the member's `EpochResult` for each ranking, the times of the epoch so far (Unix
+            seconds), and the memory of the process (bytes).
+
+        Raises
+        ------
+        MemoryLimitReached
+            When the graph takes all the memory it may; the epoch was not begun.
         """
         started = time.time()
         batch = records.batch
         context = exoflow.context()
+        self._budget.before_epoch(records.epoch, self._state.edges)
         self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
@@ -83,6 +91,7 @@ class Partition:
         if records.last:
             context.request_checkpoint()
         return {
+            "memory": memory.measured()._asdict(),
             "results": [dataclasses.asdict(result) for result in self._state.results],
             "times": {
                 "read_started": records.read_started,
@@ -109,7 +118,8 @@ class Partition:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
         context = exoflow.context()
         changes = snapshot.merge_all(captured.changes, base=False)
-        entry = _write(context, changes, captured.first_epoch, captured.last_epoch)
+        first, last = captured.first_epoch, captured.last_epoch
+        entry = _write(context, snapshot.encode(changes, first, last), first, last, len(changes))
         if self._keeps_deltas:
             self._manifest = self._compaction.next(self._manifest.append(entry), settle=captured.last)
         else:
@@ -159,24 +169,26 @@ class Partition:
             raise CorruptSnapshot(message)
 
 
-def load(states: Sequence[dict[str, Any]], read_blob: ReadBlob, share: range | None = None) -> Changes:
-    """Return the whole state (or the share of some virtual partitions) that members' manifests add up to."""
-    # Shares of members are disjoint, so one merge puts them side by side.
-    parts = [
-        snapshot.decode(read_blob(entry.blob), share)
-        for state in states
-        for entry in Manifest.from_json(state["entries"]).entries
-    ]
-    return snapshot.merge_all(parts, base=True)
+def load(states: Sequence[dict[str, Any]], read_blob: ReadBlob, share: range = ALL_SHARES) -> Iterator[Changes]:
+    """Return the whole state (or the share of some virtual partitions) that members' manifests add up to, in parts."""
+    return folded([each for state in states for each in _open(_entries(state), read_blob)], base=True, owned=share)
 
 
-def _write(context: Any, changes: Changes, first_epoch: int, last_epoch: int) -> Entry:
-    data = snapshot.encode(changes, first_epoch, last_epoch)
-    return Entry(first_epoch, last_epoch, len(changes), context.write_blob(data, ".parquet"))
+def _entries(state: dict[str, Any]) -> tuple[Entry, ...]:
+    return Manifest.from_json(state["entries"]).entries
+
+
+def _open(entries: Sequence[Entry], read_blob: ReadBlob) -> list[StoredChanges]:
+    return [StoredChanges(read_blob(entry.blob)) for entry in entries]
+
+
+def _write(context: Any, data: bytes, first_epoch: int, last_epoch: int, rows: int) -> Entry:
+    return Entry(first_epoch, last_epoch, rows, context.write_blob(data, ".parquet"))
 
 
 def _merge(context: Any, entries: tuple[Entry, ...]) -> Entry:
     """Merge adjacent objects into one."""
     first_epoch, last_epoch = entries[0].first_epoch, entries[-1].last_epoch
-    parts = [snapshot.decode(context.read_blob(entry.blob)) for entry in entries]
-    return _write(context, snapshot.merge_all(parts, base=first_epoch == 1), first_epoch, last_epoch)
+    shares = folded(_open(entries, context.read_blob), base=first_epoch == 1)
+    data = snapshot.encode_shares(shares, first_epoch, last_epoch)
+    return _write(context, data, first_epoch, last_epoch, snapshot.read_header(data).starts[-1])

@@ -25,7 +25,7 @@ import exoflow
 from exoflow.controller import Observer
 from exoflow.dag import CallNode, Node
 from exoflow.storage.location import S3_SCHEME, as_options
-from graph_stream import ledger, offline, publishing
+from graph_stream import ledger, memory, offline, publishing
 from graph_stream.config import RunConfig
 from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
@@ -80,7 +80,8 @@ def publish(
         name: (max if name.endswith("ended") else min)(each["times"][name] for each in applied)
         for name in applied[0]["times"]
     }
-    row = ledger.epoch_row(summaries, cut, times, carry, published_at=time.time())
+    held = [each["memory"] for each in applied]
+    row = ledger.epoch_row(summaries, cut, times, held, carry, published_at=time.time())
     return exoflow.stop(row) if cut["last"] else row
 
 
@@ -117,9 +118,27 @@ class Pipeline:
         )
 
     def run(
-        self, *, run_id: str, store: str, take_over: bool = False, progress: Progress | None = None
+        self,
+        *,
+        run_id: str,
+        store: str,
+        take_over: bool = False,
+        max_memory: int | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Run to the end of the sources, from where the run of this id stands; return its last row.
+
+        Parameters
+        ----------
+        run_id, store : str
+            Name of the run, and what keeps it.
+        take_over : bool
+            Claim the run although its owner looks alive.
+        max_memory : int, optional
+            Bytes that the processes that hold the graph may use together. Near it epochs are delayed, at it the run
+            fails and can be resumed.
+        progress : callable, optional
+            Is told the row of each epoch that is published.
 
         Raises
         ------
@@ -149,6 +168,7 @@ class Pipeline:
             workflow_id=run_id,
             store=store,
             metadata={"config": self.config.to_json()},
+            hints=_hints(max_memory),
             take_over=take_over,
             on_change=ON_CHANGE,
             observer=_observer(progress),
@@ -174,13 +194,15 @@ def resume(
     *,
     partitions: int | None = None,
     take_over: bool = False,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run a known run to its end; return its last row. Raises as `exoflow.resume`."""
+    """Run a known run to its end; return its last row. Options as in `Pipeline.run`; raises as `exoflow.resume`."""
     result: dict[str, Any] = exoflow.resume(
         run_id,
         store=store,
         replicas=None if partitions is None else {"partitions": partitions},
+        hints=_hints(max_memory),
         take_over=take_over,
         on_change=ON_CHANGE,
         observer=_observer(progress),
@@ -213,6 +235,10 @@ class _RowObserver:
 
     def committed(self, records: Sequence[Any], at: float) -> None:
         """Do nothing: commits show in the rows that are read back."""
+
+
+def _hints(max_memory: int | None) -> dict[str, Any]:
+    return {} if max_memory is None else {memory.HINT: max_memory}
 
 
 def _observer(progress: Progress | None) -> Observer | None:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from graph_stream import memory
+
 _SECONDS_BETWEEN_LINES = 0.2
 
 
@@ -16,9 +18,12 @@ class Meter:
     ----------
     stream : TextIO
         Where the line goes; nothing is written unless it is a terminal.
+    max_memory : int, optional
+        The run's limit in bytes, to be shown beside what it uses.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, max_memory: int | None = None) -> None:
+        self._max_memory = max_memory
         self._stream = stream
         self._shows = stream.isatty()
         self._shown_at = 0.0
@@ -53,5 +58,9 @@ class Meter:
             f"epoch {row['epoch']}  {row['total_records']:,} edges  {self.rates()['edges_per_second']:,.0f}/s  "
             f"latency {latency_ms:.1f} ms  error bound {row['error_bound']:.1e}"
         )
+        if self._max_memory is not None:
+            used = row["memory_bytes"]
+            slowed = ", slowed down" if memory.delay_seconds(used, self._max_memory) else ""
+            line += f"  memory {memory.shown(used)} of {memory.shown(self._max_memory)}{slowed}"
         self._stream.write(f"\r\x1b[K{line}")
         self._stream.flush()

@@ -156,7 +156,7 @@ class Ranking:
         return slots[: kernels.overdue(self._vertices, storage, self.ranks, self._rule, slots)]
 
     def load(self, vertex: Longs, contribution: Longs) -> None:
-        """Set contributions, and influence to what they amount to at this member, ghosts included.
+        """Set contributions; influence stays as it is.
 
         Raises
         ------
@@ -165,10 +165,10 @@ class Ranking:
         """
         self.fit()
         self.ranks.contribution[self._adjacency.slots_of(vertex)] = contribution
-        self.spread(self.ranks.influence)
 
     def spread(self, influence: Longs) -> None:
         """Add to each slot what those who follow it here have emitted."""
+        self.fit()
         kernels.spread(self._vertices, self._adjacency.storage, self.ranks.contribution, influence)
 
     def ghost_message(self, epoch: int, influence: Longs, followers: npt.NDArray[np.int64] | None) -> Message:

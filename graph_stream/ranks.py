@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream.adjacency import widened
+from graph_stream.growable import widened
 
 
 class Ranks(NamedTuple):

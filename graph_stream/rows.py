@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from graph_stream import idtable
 from graph_stream.adjacency import (
     ARENA,
     DEGREES,
     EDGES,
+    IDS,
     LIVE,
     MAX_DEGREE,
     NOTHING,
@@ -95,10 +97,12 @@ def shortage_of(vertices: Vertices, storage: Storage, follower: Int) -> int:
     Returns
     -------
     int
-        ``NOTHING``, ``SLOTS``, ``ROWS`` or ``DEGREES``; pass it to :func:`grow`.
+        ``NOTHING``, ``SLOTS``, ``IDS``, ``ROWS`` or ``DEGREES``; pass it to :func:`grow`.
     """
     if storage.counters[LIVE] + 2 > len(vertices.id):
         return SLOTS
+    if not idtable.has_room(storage.table):
+        return IDS
     bits = np.int64(1)
     if follower >= 0:
         degree = vertices.degree[follower]

@@ -14,7 +14,7 @@ version, epochs, and where each virtual partition starts, so that a member reads
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
 
 ROW_GROUP_ROWS = 1 << 17
 """Rows that are read and decompressed together."""
+SHARE_ROWS = 1 << 18
+"""Rows of all objects together that are folded at a time, about."""
+ALL_SHARES = range(VIRTUAL_PARTITIONS)
 
 _METADATA_KEY = b"graph_stream.snapshot"
 _SCHEMA = pa.schema(
@@ -145,16 +148,15 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
     first_epoch, last_epoch : int
         The epochs it changed in.
     """
-    # By virtual partition, and in each by kind: the order of kinds is that of their numbers.
-    deleted, inserted = _edge_rows(changes)
-    first, *further = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
-    rows, starts = dealt([in_order(part) for part in (deleted, first, inserted, *further)])
-    header = {
-        "format_version": FORMAT_VERSION,
-        "first_epoch": first_epoch,
-        "last_epoch": last_epoch,
-        "starts": starts.tolist(),
-    }
+    return encode_shares([changes], first_epoch, last_epoch)
+
+
+def encode_shares(shares: Iterable[Changes], first_epoch: int, last_epoch: int) -> bytes:
+    """Return changes as one Parquet object, given one after the other by ascending virtual partitions.
+
+    No more of them than one share is held at a time, beside the object itself.
+    """
+    starts = np.zeros(VIRTUAL_PARTITIONS + 1, np.int64)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -166,9 +168,27 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
         # It would hold the header a second time, which is most of a small epoch's object.
         store_schema=False,
     ) as writer:
-        writer.write_table(pa.Table.from_arrays([pa.array(column) for column in rows], schema=_SCHEMA), ROW_GROUP_ROWS)
+        for changes in shares:
+            rows, starts_in_share = _laid_out(changes)
+            starts += starts_in_share
+            table = pa.Table.from_arrays([pa.array(column) for column in rows], schema=_SCHEMA)
+            writer.write_table(table, ROW_GROUP_ROWS)
+        header = {
+            "format_version": FORMAT_VERSION,
+            "first_epoch": first_epoch,
+            "last_epoch": last_epoch,
+            "starts": starts.tolist(),
+        }
         writer.add_key_value_metadata({_METADATA_KEY.decode(): json.dumps(header, separators=(",", ":"))})
     return bytes(sink.getvalue())
+
+
+def _laid_out(changes: Changes) -> tuple[Rows, Longs]:
+    """Return rows by virtual partition, and in each by kind, and where each virtual partition starts."""
+    # The order of kinds is that of their numbers.
+    deleted, inserted = _edge_rows(changes)
+    first, *further = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
+    return dealt([in_order(part) for part in (deleted, first, inserted, *further)])
 
 
 @dataclass(frozen=True)
@@ -181,23 +201,56 @@ class Header:
     """Row at which each virtual partition starts, and at last the number of rows; 257 entries."""
 
 
-def read_header(data: bytes | pa.Buffer) -> Header:
-    """Read the header of a snapshot object.
+class StoredChanges:
+    """A snapshot object, opened to be read share by share.
+
+    Parameters
+    ----------
+    data : bytes or pyarrow.Buffer
+        What :func:`encode` returned.
 
     Raises
     ------
     CorruptSnapshot
         If the bytes are no snapshot, or of a format version this release does not know.
     """
-    return _header(_open(data))
 
+    def __init__(self, data: bytes | pa.Buffer) -> None:
+        try:
+            self._file = pq.ParquetFile(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            message = f"not a readable Parquet object of {len(data)} bytes: {error}"
+            raise CorruptSnapshot(message) from error
+        self.header = _header(self._file)
+        groups = range(self._file.num_row_groups)
+        sizes = [self._file.metadata.row_group(group).num_rows for group in groups]
+        self._group_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
-def _open(data: bytes | pa.Buffer) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        message = f"not a readable Parquet object of {len(data)} bytes: {error}"
-        raise CorruptSnapshot(message) from error
+    def rows(self, share: range) -> int:
+        """Return the number of rows of a range of virtual partitions."""
+        return self.header.starts[share.stop] - self.header.starts[share.start]
+
+    def changes(self, share: range) -> Changes:
+        """Return the changes of a range of virtual partitions; only row groups these lie in are decompressed.
+
+        Raises
+        ------
+        CorruptSnapshot
+            If a row group is damaged.
+        """
+        first, last = self.header.starts[share.start], self.header.starts[share.stop]
+        if first == last:
+            return Changes.none()
+        first_group = int(np.searchsorted(self._group_starts, first, "right")) - 1
+        last_group = int(np.searchsorted(self._group_starts, last, "left"))
+        try:
+            table = self._file.read_row_groups(range(first_group, last_group), columns=_SCHEMA.names)
+        except (pa.ArrowException, OSError) as error:
+            epochs = f"{self.header.first_epoch} to {self.header.last_epoch}"
+            message = f"snapshot of epochs {epochs} is damaged: {error}"
+            raise CorruptSnapshot(message) from error
+        table = table.slice(first - int(self._group_starts[first_group]), last - first)
+        return Changes.of_rows(*(table.column(name).to_numpy() for name in _SCHEMA.names))
 
 
 def _header(file: pq.ParquetFile) -> Header:
@@ -216,41 +269,51 @@ def _header(file: pq.ParquetFile) -> Header:
     return Header(header["first_epoch"], header["last_epoch"], starts)
 
 
-def decode(data: bytes | pa.Buffer, owned: range | None = None) -> Changes:
-    """Read a snapshot object, or one contiguous share of it.
+def read_header(data: bytes | pa.Buffer) -> Header:
+    """Read the header of a snapshot object; raises as `StoredChanges`."""
+    return StoredChanges(data).header
 
-    Parameters
-    ----------
-    data : bytes or pyarrow.Buffer
-        What :func:`encode` returned.
-    owned : range, optional
-        Virtual partitions to read (:func:`graph_stream.ownership.virtual_range`); all by default. Only the
-        row groups these lie in are decompressed.
+
+def decode(data: bytes | pa.Buffer, owned: range = ALL_SHARES) -> Changes:
+    """Read a snapshot object, or one contiguous share of it (:func:`graph_stream.ownership.virtual_range`).
 
     Raises
     ------
     CorruptSnapshot
         If the bytes are no snapshot this release can read.
     """
-    file = _open(data)
-    header = _header(file)
-    first, last = (0, header.starts[-1]) if owned is None else (header.starts[owned.start], header.starts[owned.stop])
-    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)], dtype=np.int64)
-    groups = [
-        group
-        for group, end in enumerate(ends.tolist())
-        if end > first and end - file.metadata.row_group(group).num_rows < last
-    ]
-    if first == last or not groups:
-        return Changes.none()
-    try:
-        table = file.read_row_groups(groups, columns=_SCHEMA.names)
-    except (pa.ArrowException, OSError) as error:
-        message = f"snapshot of epochs {header.first_epoch} to {header.last_epoch} is damaged: {error}"
-        raise CorruptSnapshot(message) from error
-    skipped = int(ends[groups[0]]) - file.metadata.row_group(groups[0]).num_rows
-    table = table.slice(first - skipped, last - first)
-    return Changes.of_rows(*(table.column(name).to_numpy() for name in _SCHEMA.names))
+    return StoredChanges(data).changes(owned)
+
+
+def folded(parts: Sequence[StoredChanges], base: bool, owned: range = ALL_SHARES) -> Iterator[Changes]:
+    """Fold objects of adjacent ranges of epochs into one, share by share, in the order of virtual partitions.
+
+    Shares of a virtual partition are folded as `merge_all` does; no more than one is held at a time.
+
+    Parameters
+    ----------
+    parts : sequence of StoredChanges
+        Oldest first. Objects of members, which have no rows in common, may stand in any order.
+    base : bool
+        Whether the first one starts at the first epoch.
+    owned : range
+        Virtual partitions to fold.
+    """
+    for share in _shares(sum(part.rows(owned) for part in parts), owned):
+        yield merge_all([part.changes(share) for part in parts], base)
+
+
+def _shares(rows: int, owned: range) -> Iterator[range]:
+    """Cut a range of virtual partitions into shares of about `SHARE_ROWS` rows, or of one virtual partition.
+
+    Cuts lie on a grid of powers of two: row groups end where the shares of the merge that wrote them did, and so
+    are seldom read twice by the next one.
+    """
+    width = len(ALL_SHARES)
+    while width > 1 and width * rows > SHARE_ROWS * len(owned):
+        width //= 2
+    for first in range(owned.start - owned.start % width, owned.stop, width):
+        yield range(max(first, owned.start), min(first + width, owned.stop))
 
 
 def merge(older: Changes, newer: Changes, base: bool) -> Changes:

@@ -356,6 +356,33 @@ def fan(folder: str, totals: list[int]) -> list[int]:
     return totals
 
 
+def test_hints_are_for_one_owner_alone(store, tmp_path):
+    with pytest.raises(exoflow.TaskFailed, match="as told"):
+        run(hinted.bind(Listener.bind().told.bind()), store, hints={"patience": 0})
+    assert exoflow.resume("w", store=store, hints={"patience": 3}) == [0, 0, 3]
+
+
+@exoflow.actor(num_cpus=0)
+class Listener:
+    def __init__(self) -> None:
+        self.at_start = exoflow.context().hints["patience"]
+
+    def told(self) -> list[int]:
+        return [self.at_start, exoflow.context().hints["patience"]]
+
+    def capture(self) -> None:
+        return None
+
+    def restore(self, state: None) -> None:
+        pass
+
+
+@exoflow.task(num_cpus=0)
+def hinted(told: list[int]) -> list[int]:
+    assert exoflow.context().hints["patience"], "as told"
+    return [*told, exoflow.context().hints["patience"]]
+
+
 # --- owners -------------------------------------------------------------------------------------------------
 
 

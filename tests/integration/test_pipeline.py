@@ -126,12 +126,10 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> str:
         (4, 2, "sync", 1),
     ],
 )
-@pytest.mark.parametrize("stream", ["rmat", "messages"])
-def test_one_state_hash_per_epoch(stream, partitions, threads, mode, checkpoint_every, store, request):
-    source, options = request.getfixturevalue(stream), RMAT if stream == "rmat" else MESSAGES
+def test_one_state_hash_per_epoch(messages, partitions, threads, mode, checkpoint_every, store):
     shape = {"partitions": partitions, "threads": threads, "checkpoint_every": checkpoint_every}
-    last = Pipeline(source, checkpoint=mode, **shape, **options).run(run_id="r", store=store)
-    assert hashes(store) == expected(source, **options).hashes
+    last = Pipeline(messages, checkpoint=mode, **shape, **MESSAGES).run(run_id="r", store=store)
+    assert hashes(store) == expected(messages, **MESSAGES).hashes
     assert last == runs.open_run("r", store).entries[-1]["row"]
 
 
@@ -205,6 +203,19 @@ def test_rankings_that_cannot_be_are_refused(rmat, options, text, tmp_path):
         options = {**options, "personalization": str(tmp_path / options["personalization"])}
     with pytest.raises(ConfigError, match=text):
         Pipeline(rmat, **options)
+
+
+def test_a_run_at_its_limit_of_memory_stops_and_goes_on_with_more(rmat, store):
+    pipeline = Pipeline(rmat, checkpoint="sync", partitions=2, **RMAT)
+    run_until(pipeline, store, Interrupt(5))
+    # No process is that small.
+    with pytest.raises(exoflow.TaskFailed, match=r"before epoch \d+ partition \d holds [\d,]+ edges.*--max-memory"):
+        resume("r", store, max_memory=1 << 22)
+    survived = hashes(store)
+    assert len(survived) >= 4
+    resume("r", store, max_memory=1 << 40)
+    assert hashes(store) == expected(rmat, **RMAT).hashes
+    assert all(entry["row"]["memory_bytes"] > 1 << 22 for entry in runs.open_run("r", store).entries)
 
 
 def test_the_number_of_epochs_can_be_limited(rmat, store):

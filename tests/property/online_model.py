@@ -195,7 +195,7 @@ def restored(
     twin.epoch = run.epoch
 
     def work(member: int, exchange: Exchange) -> None:
-        twin.states[member].restore(decode(base, virtual_range(member, partitions)), exchange, run.epoch)
+        twin.states[member].restore([decode(base, virtual_range(member, partitions))], exchange, run.epoch)
 
     together(partitions, work)
     return twin

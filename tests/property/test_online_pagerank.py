@@ -103,7 +103,7 @@ def test_a_base_of_several_rankings_restores_each():
         columns = np.array(records, np.int64).reshape(-1, 3).T
         run_members([state], epoch, columns[0].copy(), columns[1].copy(), columns[2].astype(np.int8))
     members = [PartitionState(parameters, member, 2) for member in range(2)]
-    together(2, lambda member, exchange: members[member].restore(state.capture_all(), exchange, 3))
+    together(2, lambda member, exchange: members[member].restore([state.capture_all()], exchange, 3))
     for ranking, each in enumerate(parameters):
         restored = combine([member.results[ranking] for member in members], each)
         assert restored.state_hash == combine([state.results[ranking]], each).state_hash

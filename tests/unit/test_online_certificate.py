@@ -73,7 +73,7 @@ def test_sums_stay_exact_just_below_capacity():
     none, ids = np.empty(0, np.int64), np.arange(3)
     settled = Changes(ids, np.array([1, 2, 0]), none, none, ids, np.full(3, 2**60))
     run, model = Run(parameters, 2), Model(parameters)
-    together(2, lambda member, exchange: run.states[member].restore(settled, exchange, 0))
+    together(2, lambda member, exchange: run.states[member].restore([settled], exchange, 0))
     model.follows, model.contribution = ring, dict.fromkeys(range(3), 2**60)
     model.influence = dict.fromkeys(range(3), 2**60)
     stream = [(0, 2, 1), (1, 0, 1)]
@@ -119,7 +119,7 @@ def test_round_cap_publishes_the_measured_lag_and_the_next_epoch_goes_on(monkeyp
     twin.epoch = run.epoch
     kind, key, value = (np.concatenate(c) for c in zip(*(s.capture_all().rows() for s in run.states), strict=True))
     whole = Changes.of_rows(kind, key, value)
-    together(3, lambda member, exchange: twin.states[member].restore(whole, exchange, run.epoch))
+    together(3, lambda member, exchange: twin.states[member].restore([whole], exchange, run.epoch))
     twin.check_invariants()
     monkeypatch.setattr(ranking, "ROUND_CAP", 10_000)
     summary = run.apply([])

@@ -136,14 +136,14 @@ def test_restore_refuses_what_is_no_whole_state():
     some, none = np.array([5], np.int64), np.empty(0, np.int64)
     deletes = Changes(none, none, some, some + 1, none, none)
     with pytest.raises(ValueError, match="merge with base=True"):
-        PartitionState(Parameters()).restore(deletes, alone, 1)
+        PartitionState(Parameters()).restore([deletes], alone, 1)
     orphan = Changes(none, none, none, none, some, some)
     with pytest.raises(ValueError, match="contribution without an edge; vertex 5 has no edge"):
-        PartitionState(Parameters()).restore(orphan, alone, 1)
+        PartitionState(Parameters()).restore([orphan], alone, 1)
     state = PartitionState(Parameters())
     state.apply(1, *columns((1, 2, 1)), alone)
     with pytest.raises(ValueError, match="cannot be restored into a state at epoch 1"):
-        state.restore(Changes.none(), alone, 1)
+        state.restore([Changes.none()], alone, 1)
 
 
 def test_members_out_of_step_are_caught():
@@ -229,7 +229,8 @@ def test_hub_flaps_reuse_slots_and_rows():
         assert summary.state_hash == model.state_hash()
         run.check_invariants()
         used.append(sum(state.nbytes for state in run.states))
-    assert used[-1] <= used[3]
+    # Other ids each time, so a few shards of the id table still grow; slots that leaked would double it.
+    assert used[-1] <= 1.05 * used[3]
 
 
 def test_rows_against_sets():

@@ -16,8 +16,11 @@ from graph_stream.snapshot import (
     CorruptSnapshot,
     Entry,
     Manifest,
+    StoredChanges,
     decode,
     encode,
+    encode_shares,
+    folded,
     merge,
     plan_compaction,
     read_header,
@@ -174,3 +177,29 @@ def test_compaction_keeps_entries_few_and_rewrites_rare(every, live):
         assert sum(each.rows for each in manifest.entries) <= 2 * live + fanout * 100
     assert written <= delta_rows * (2 + np.log(epochs) / np.log(fanout))
     assert manifest.last_epoch == last
+
+
+@pytest.mark.parametrize("share_rows", [1, 300, 1 << 18])
+@pytest.mark.parametrize("owned", [range(256), range(64, 200), range(7, 8)])
+@pytest.mark.parametrize("base", [True, False])
+def test_folding_share_by_share_gives_what_folding_at_once_does(monkeypatch, share_rows, owned, base):
+    monkeypatch.setattr(snapshot, "SHARE_ROWS", share_rows)
+    older = some_changes(300)
+    undone = slice(0, 150)
+    newer = Changes(
+        older.deleted_src,
+        older.deleted_dst,
+        older.inserted_src[undone],
+        older.inserted_dst[undone],
+        older.vertex,
+        older.deleted_src,
+    )
+    stored = [StoredChanges(encode(each, epoch, epoch)) for epoch, each in enumerate([older, newer], 1)]
+    shares = list(folded(stored, base, owned))
+    whole = merge(older, newer, base).owned(owned)
+    assert rows_of(whole)
+    data = encode_shares(shares, 1, 2)
+    assert rows_of(decode(data)) == rows_of(whole)
+    assert len(shares) == 1 or max(len(each) for each in shares) < len(whole)
+    for index in range(3):
+        assert rows_of(decode(data, virtual_range(index, 3))) == rows_of(whole.owned(virtual_range(index, 3)))

@@ -21,7 +21,8 @@ from graph_stream.sinks import Sink, open_sink
 MAX_BEHIND = 64
 """Epochs that a sink may be behind before the stream waits for it."""
 RETRIES = 9
-"""Attempts after the first; waiting twice as long before each makes 8.5 minutes, beside what the sink waits itself."""
+BACKOFF_SECONDS = 1.0
+"""Pause before the first retry, twice as long before each further one: 8.5 minutes in all, beside the attempts."""
 TIMEOUT_SECONDS = 900.0
 """After which one attempt is ended from outside."""
 
@@ -32,22 +33,14 @@ def branches(config: RunConfig, epoch: int, published: CallNode, applied: CallNo
     return [
         Publisher.options(name=f"sink_{number}")
         .bind(shown, number)
-        .publish.options(name=f"sink_{number}")
+        .publish.options(name=f"sink_{number}", retries=RETRIES, backoff=BACKOFF_SECONDS, timeout=TIMEOUT_SECONDS)
         .bind(epoch, published, applied.snapshot())
         .in_turn(max_behind=MAX_BEHIND)
         for number in range(1, len(config.publish) + 1)
     ]
 
 
-@exoflow.actor(
-    checkpoint="async",
-    external=True,
-    idempotent=True,
-    retries=RETRIES,
-    backoff=1.0,
-    timeout=TIMEOUT_SECONDS,
-    num_cpus=0,
-)
+@exoflow.actor(checkpoint="async", external=True, idempotent=True, num_cpus=0)
 class Publisher:
     """Publishes a run's epochs to one sink."""
 

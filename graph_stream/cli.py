@@ -139,6 +139,13 @@ def cli() -> None:
     default="fail",
     help="What to do where a topic has not kept what comes next.",
 )
+@click.option(
+    "--publish",
+    multiple=True,
+    metavar="URI",
+    help="Publish what each committed epoch changed: to a folder, s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC, "
+    "with ?top=K only the best; may be repeated.",
+)
 @_max_memory
 @_take_over
 @_json

@@ -35,16 +35,17 @@ TRANSACTION_SECONDS = 300.0
 _WINDOW = 256  # records read back at first in search of a marker
 _AT_ONCE = 10_000  # records that may be on their way
 _LINGER_MS = 5
-_SECURITY = (
-    "security_protocol",
-    "sasl_mechanism",
-    "sasl_plain_username",
-    "sasl_plain_password",
-    "ssl_cafile",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_password",
-)
+ENVIRONMENT = {
+    "KAFKA_SECURITY_PROTOCOL": "security_protocol",
+    "KAFKA_SASL_MECHANISM": "sasl_mechanism",
+    "KAFKA_SASL_USERNAME": "sasl_plain_username",
+    "KAFKA_SASL_PASSWORD": "sasl_plain_password",
+    "KAFKA_SSL_CAFILE": "ssl_cafile",
+    "KAFKA_SSL_CERTFILE": "ssl_certfile",
+    "KAFKA_SSL_KEYFILE": "ssl_keyfile",
+    "KAFKA_SSL_PASSWORD": "ssl_password",
+}
+"""How to connect, by environment variable: no run record shall hold a secret."""
 
 
 class KafkaSink:
@@ -212,9 +213,8 @@ class KafkaSink:
 
 
 def security_options() -> dict[str, str]:
-    """Return how to connect, from environment variables such as ``KAFKA_SASL_PLAIN_PASSWORD``."""
-    given = {name: os.environ.get(f"KAFKA_{name.upper()}") for name in _SECURITY}
-    return {name: value for name, value in given.items() if value}
+    """Return the client's options that the environment gives."""
+    return {option: os.environ[name] for name, option in ENVIRONMENT.items() if os.environ.get(name)}
 
 
 def _flush(producer: KafkaProducer, failed: list[Exception]) -> None:

@@ -182,7 +182,7 @@ def test_two_sinks_need_two_places():
 
 def test_how_to_connect_to_kafka_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
-    monkeypatch.setenv("KAFKA_SASL_PLAIN_PASSWORD", "secret")
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD", "secret")
     monkeypatch.setenv("KAFKA_SSL_CAFILE", "")
     assert security_options() == {"security_protocol": "SASL_SSL", "sasl_plain_password": "secret"}
 

@@ -138,6 +138,16 @@ class StateDamaged:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """The code of an actor's member has something to say to the observer; no event, for it changes nothing."""
+
+    actor: str
+    incarnation: int
+    member: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Persisted:
     """What an instruction `Persist` asked for is durable."""
 

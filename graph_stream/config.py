@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
+from graph_stream.eventtime import EventTime
 from graph_stream.personalization import read_weights, sha256_of
 from graph_stream.targets import Target, absolute
+from ingest import ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
+MIN_EPOCH_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,15 @@ class RunConfig:
         Newest committed epochs that stay readable.
     max_bad_records : int or None
         How many records may be unreadable before the run stops.
+    window, allowed_lateness : float or None
+        Seconds after its time at which an edge expires, and how much older than the watermark a record may be. One
+        of them is enough for event time, which needs the column ``time``.
+    epoch_seconds : float or None
+        Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
+    on_lost_offset : {"fail", "skip"}
+        What to do where a topic has not kept what was to be read next.
+    settled : mapping
+        What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
     publish : tuple of str
         Where each committed epoch is published to; see `graph_stream.targets`.
 
@@ -76,6 +89,11 @@ class RunConfig:
     damping: float = 0.85
     personalization: str | None = None
     personalization_sha256: str | None = None
+    window: float | None = None
+    allowed_lateness: float | None = None
+    epoch_seconds: float | None = None
+    on_lost_offset: str = "fail"
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     publish: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,8 +116,20 @@ class RunConfig:
         if self.rate is not None and self.rate <= 0:
             message = f"rate must be above 0 records per second, got {self.rate}"
             raise ConfigError(message)
+        if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
+            message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
+        if self.on_lost_offset not in ON_LOST_OFFSET:
+            message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
+            raise ConfigError(message)
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
+            raise ConfigError(message)
+        if self.has_event_time and "time" not in (name.strip() for name in self.columns.split(",")):
+            message = f"--window and --allowed-lateness need a time column: --columns has {self.columns}"
             raise ConfigError(message)
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
             message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
@@ -120,6 +150,7 @@ class RunConfig:
 
     def parameters(self) -> tuple[Parameters, ...]:
         """Return what the online computation depends on, ranking by ranking; raises ValueError, ConfigError."""
+        event_time = EventTime.of_seconds(self.window, self.allowed_lateness)
         weights = Weights.none()
         if self.personalization is not None and self.personalization_sha256 is not None:
             weights = read_weights(self.personalization, self.personalization_sha256)
@@ -130,9 +161,15 @@ class RunConfig:
                 self.tolerance,
                 damping=self.damping,
                 weights=weights if ALGORITHMS[name].weighted else Weights.none(),
+                event_time=event_time,
             )
             for name in self._known_algorithms()
         )
+
+    @property
+    def has_event_time(self) -> bool:
+        """Whether records count by their times."""
+        return self.window is not None or self.allowed_lateness is not None
 
     def targets(self) -> tuple[Target, ...]:
         """Return where epochs are published to, and which changes; raises ConfigError."""
@@ -173,9 +210,10 @@ class RunConfig:
         return self.algorithm
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form."""
+        """Return a JSON form, in which options that older releases did not have show only where given."""
         lists = {name: list(getattr(self, name)) for name in _TUPLES}
-        return {**dataclasses.asdict(self), **lists}
+        shown = {**dataclasses.asdict(self), **lists}
+        return {name: value for name, value in shown.items() if name not in _NEWER or value != _NEWER[name]}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
@@ -187,11 +225,26 @@ class RunConfig:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""
         recorded, asked = self.to_json(), given.to_json()
         return [
-            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: {recorded[name]} -> {asked[name]}"
-            for name in recorded
-            if recorded[name] != asked[name]
+            f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: "
+            f"{recorded.get(name, _NEWER.get(name))} -> {asked.get(name, _NEWER.get(name))}"
+            for name in {**recorded, **asked}
+            if name != "settled" and recorded.get(name) != asked.get(name)
         ]
 
+    def asks_for(self, given: RunConfig) -> bool:
+        """Whether other options ask for the same run; what was settled is nobody's wish."""
+        return dataclasses.replace(given, settled=self.settled) == self
+
+
+_NEWER: dict[str, Any] = {
+    "window": None,
+    "allowed_lateness": None,
+    "epoch_seconds": None,
+    "on_lost_offset": "fail",
+    "settled": {},
+    "publish": [],
+}
+"""Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
 
 _TUPLES = ("sources", "algorithm", "publish")
 _LEAST = {

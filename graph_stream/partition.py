@@ -84,7 +84,7 @@ class Partition:
         batch = records.batch
         context = exoflow.context()
         self._budget.before_epoch(records.epoch, self._state.edges)
-        self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
+        self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange, records.times)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
         self._last = records.last

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +25,7 @@ from kafka.partitioner.default import murmur2
 
 from graph_stream.errors import ConfigError, SinkConflict, SinkUnavailable
 from graph_stream.publication import Marker, Publication
-from graph_stream.targets import KAFKA_SCHEME
+from ingest.kafka_uri import KafkaUri
 
 PATIENCE_SECONDS = 30.0
 """How long one request may take before the broker counts as unreachable."""
@@ -35,26 +34,17 @@ TRANSACTION_SECONDS = 300.0
 _WINDOW = 256  # records read back at first in search of a marker
 _AT_ONCE = 10_000  # records that may be on their way
 _LINGER_MS = 5
-_SECURITY = (
-    "security_protocol",
-    "sasl_mechanism",
-    "sasl_plain_username",
-    "sasl_plain_password",
-    "ssl_cafile",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_password",
-)
 
 
 class KafkaSink:
     """A topic; see `graph_stream.sinks.Sink`."""
 
     def __init__(self, place: str, stream: str) -> None:
-        addresses, _, self._topic = place.removeprefix(KAFKA_SCHEME).partition("/")
+        uri = KafkaUri.parse(place)
+        self._topic = uri.topic
         self._place = place
         self._stream = stream
-        self._client = {"bootstrap_servers": addresses.split(","), **security_options()}
+        self._client = uri.connection()
         self._producer: KafkaProducer | None = None
         self._newest: dict[str, Any] | None = None
 
@@ -209,12 +199,6 @@ class KafkaSink:
         except KafkaError as error:
             message = f"cannot publish to {self._place}: {type(error).__name__}: {error}"
             raise SinkUnavailable(message) from error
-
-
-def security_options() -> dict[str, str]:
-    """Return how to connect, from environment variables such as ``KAFKA_SASL_PLAIN_PASSWORD``."""
-    given = {name: os.environ.get(f"KAFKA_{name.upper()}") for name in _SECURITY}
-    return {name: value for name, value in given.items() if value}
 
 
 def _flush(producer: KafkaProducer, failed: list[Exception]) -> None:

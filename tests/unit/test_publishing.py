@@ -13,7 +13,7 @@ import pytest
 from graph_stream.changed import Best, Changed
 from graph_stream.config import RunConfig
 from graph_stream.errors import ConfigError, SinkConflict, SinkUnavailable
-from graph_stream.kafka_sink import _records, security_options
+from graph_stream.kafka_sink import _records
 from graph_stream.parquet_sink import MARKER_KEY, ParquetSink, encode, file_name
 from graph_stream.publication import Marker, Publication, assemble, encode_share
 from graph_stream.publishing import watched
@@ -162,7 +162,7 @@ def test_a_configuration_is_recorded_with_absolute_paths_and_read_back():
 
 def test_a_configuration_from_before_publishing_publishes_nothing():
     shown = config().to_json()
-    del shown["publish"]
+    assert "publish" not in shown
     assert RunConfig.from_json(shown) == config()
 
 
@@ -178,13 +178,6 @@ def test_what_publishing_needs(options, why):
 def test_two_sinks_need_two_places():
     with pytest.raises(ConfigError, match="each place once"):
         config("out", "out?top=3")
-
-
-def test_how_to_connect_to_kafka_comes_from_the_environment(monkeypatch):
-    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
-    monkeypatch.setenv("KAFKA_SASL_PLAIN_PASSWORD", "secret")
-    monkeypatch.setenv("KAFKA_SSL_CAFILE", "")
-    assert security_options() == {"security_protocol": "SASL_SSL", "sasl_plain_password": "secret"}
 
 
 # --- a folder -------------------------------------------------------------------------------------------------

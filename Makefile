@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PATHWAY := .venv-pathway
 EPOCHS ?= 350
 WARMUP ?= 150
 BATCH_EVERY ?= 20
@@ -43,7 +44,15 @@ bench: bench-online bench-engine ## Measure everything [RUNS=5].
 
 bench-online: setup ## Measure the online tier beside the reference kernel and its peers [RUNS=5 ONLY=throughput,small,...].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
-	$(BIN)/python benchmarks/online.py --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
+	@$(if $(if $(ONLY),$(findstring pathway,$(ONLY)),all),$(MAKE) --no-print-directory $(PATHWAY)/.installed || echo "Pathway cannot be installed: it is left out" >&2)
+	$(BIN)/python benchmarks/online.py --runs $(RUNS) $(if $(ONLY),--only $(ONLY)) --pathway-python $(PATHWAY)/bin/python
+
+# Pathway's requirements exclude some of ours, so it lives apart.
+$(PATHWAY)/.installed: benchmarks/pathway-requirements.txt
+	rm -rf $(PATHWAY)
+	$(PYTHON) -m venv $(PATHWAY)
+	$(PATHWAY)/bin/pip install --quiet --requirement $< || { rm -rf $(PATHWAY); exit 1; }
+	@touch $@
 
 bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RUNS=5].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench

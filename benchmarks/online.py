@@ -15,6 +15,7 @@ from pathlib import Path
 import online_durability
 import online_growth
 import online_modes
+import online_pathway
 import online_peers
 import online_speed
 import ray
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "small": online_speed.small,
     "modes": online_modes.modes,
     "peers": online_peers.peers,
+    "pathway": online_pathway.pathway,
     "growth": online_growth.growth,
     "sparse": online_growth.sparse,
     "delta": online_durability.delta,
@@ -67,6 +69,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peer-probability", type=float, default=0.5, help="peers: retweet probability")
     parser.add_argument("--peer-tolerance", type=float, default=1e-3, help="peers: relative error to reach")
     parser.add_argument("--peer-max-epochs", type=int, default=2_000, help="peers: most epochs of a run of ours")
+    parser.add_argument("--pathway-scale", type=int, default=16, help="Pathway: 2^SCALE vertices")
+    parser.add_argument("--pathway-bulk", type=int, default=100_000, help="Pathway: edges before the first epoch")
+    parser.add_argument("--pathway-seconds", type=float, default=300, help="Pathway: time limit for each ranking")
+    parser.add_argument("--pathway-python", type=Path, default=Path(".venv-pathway/bin/python"), help="its environment")
     parser.add_argument("--full", action="store_true", help="growth: also 20 and 50 million records")
     parser.add_argument("--sparse-edges", type=int, default=2_000_000, help="sparse: records")
     parser.add_argument("--delta-scale", type=int, default=20, help="deltas: 2^SCALE vertices")

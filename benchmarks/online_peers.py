@@ -91,7 +91,7 @@ def _distinct(src: Longs, dst: Longs, size: int) -> tuple[Longs, Longs]:
     return keys // size, keys % size
 
 
-def _error(found: Ranks, exact: Ranks) -> float:
+def largest_error(found: Ranks, exact: Ranks) -> float:
     followed = exact > 0
     return float(np.max(np.abs(found[followed] - exact[followed]) / exact[followed], initial=0.0))
 
@@ -103,7 +103,7 @@ def _timed_rank(rank: Rank, follower: Longs, followed: Longs, exact: Ranks) -> t
         began = time.perf_counter()
         found = rank(follower, followed)
         times.append(time.perf_counter() - began)
-    return float(np.median(times)), _error(found, exact)
+    return float(np.median(times)), largest_error(found, exact)
 
 
 # --- our side ---------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _warm_sweep(
         keys = _with(keys, follower * size + followed)
         influence = sweep(keys // size, keys % size, influence, p, tolerance)
         seconds.append(time.perf_counter() - began)
-    return epoch_edges / float(np.median(seconds)), _error(influence, exact)
+    return epoch_edges / float(np.median(seconds)), largest_error(influence, exact)
 
 
 def _with(keys: Longs, more: Longs) -> Longs:
@@ -239,4 +239,4 @@ def _spark(
         table = pq.read_table(done["path"], columns=["vertex", "influence"])
     found = np.zeros(len(exact))
     found[table["vertex"].to_numpy()] = table["influence"].to_numpy()
-    return float(done["seconds"]), _error(found, exact)
+    return float(done["seconds"]), largest_error(found, exact)

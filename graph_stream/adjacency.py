@@ -58,6 +58,8 @@ class Storage(NamedTuple):
     """From external id to slot."""
     arena: npt.NDArray[np.int32]
     """Rows of followed slots, -1 where empty."""
+    times: npt.NDArray[np.int64]
+    """With event time, when each edge of the arena was last stated, at the same index; else empty."""
     free_rows: npt.NDArray[np.int64]
     """First free row of each size, or -1; a free row's first entry is half the start of the next one, or
     -1."""
@@ -68,7 +70,7 @@ class Storage(NamedTuple):
     degree."""
 
 
-def empty(slots: int = 1024, arena: int = 4096) -> tuple[Vertices, Storage]:
+def empty(slots: int = 1024, arena: int = 4096, *, timed: bool = False) -> tuple[Vertices, Storage]:
     """Return the arrays of an empty graph.
 
     Parameters
@@ -77,6 +79,8 @@ def empty(slots: int = 1024, arena: int = 4096) -> tuple[Vertices, Storage]:
         Vertices there is room for at first; a power of two.
     arena : int
         Row entries there is room for at first.
+    timed : bool
+        Whether edges have times.
     """
     vertices = Vertices(
         id=np.zeros(slots, np.int64),
@@ -89,6 +93,7 @@ def empty(slots: int = 1024, arena: int = 4096) -> tuple[Vertices, Storage]:
     storage = Storage(
         table=idtable.empty(),
         arena=np.zeros(arena, np.int32),
+        times=np.zeros(arena if timed else 0, np.int64),
         free_rows=np.full(_ROW_SIZES, -1, np.int64),
         degrees=np.zeros(slots, np.int64),
         counters=np.zeros(_COUNTERS, np.int64),
@@ -120,7 +125,9 @@ def grow(vertices: Vertices, storage: Storage, shortage: int) -> tuple[Vertices,
         if len(storage.arena) >= MOST_ROW_ENTRIES:
             message = f"{storage.counters[EDGES]} edges are all one partition can hold; use more partitions"
             raise CapacityExceeded(message)
-        storage = storage._replace(arena=widened(storage.arena, 2 * len(storage.arena)))
+        room = 2 * len(storage.arena)
+        times = widened(storage.times, room if len(storage.times) else 0)
+        storage = storage._replace(arena=widened(storage.arena, room), times=times)
     else:
         storage = storage._replace(degrees=widened(storage.degrees, 2 * len(storage.degrees)))
     return vertices, storage

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_stream.compiled import Int, compiled
+from graph_stream.eventtime import EventTime
 
 FORMAT_VERSION = 1
 """Names the rule, the hash functions, the round cap and the snapshot layout together."""
@@ -187,6 +188,8 @@ class Parameters:
         ``p`` of PageRank, ``0 <= p < 1``.
     weights : Weights
         Bases that are not 1, where the algorithm has such.
+    event_time : EventTime, optional
+        How long records count, where they carry a time; the same for all rankings of a run.
 
     Raises
     ------
@@ -201,6 +204,7 @@ class Parameters:
     format_version: int = FORMAT_VERSION
     damping: float = 0.85
     weights: Weights = field(default_factory=Weights.none)
+    event_time: EventTime | None = None
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -246,7 +250,7 @@ class Parameters:
         Returns
         -------
         bytes
-            BLAKE2b-128 of the name, the exact bits of the numbers, and the weights if there are any.
+            BLAKE2b-128 of the name, the exact bits of the numbers, and weights and event time if there are any.
         """
         numbers = struct.pack(
             "<ddqq",
@@ -256,7 +260,8 @@ class Parameters:
             self.format_version,
         )
         weights = self.weights.digest() if len(self.weights) else b""
-        return hashlib.blake2b(self.algorithm.encode() + b"\0" + numbers + weights, digest_size=16).digest()
+        moments = b"" if self.event_time is None else self.event_time.digest()
+        return hashlib.blake2b(self.algorithm.encode() + b"\0" + numbers + weights + moments, digest_size=16).digest()
 
 
 @compiled

@@ -23,6 +23,7 @@ from exoflow.storage.option import store_option
 from graph_stream.algorithms import ALGORITHMS
 from graph_stream.config import CHECKPOINTS, RunConfig
 from graph_stream.errors import GraphStreamError
+from graph_stream.ledger import EVENT_TIME_COLUMNS
 from graph_stream.memory import parse_size
 from graph_stream.progress import Meter
 from ingest import ON_LOST_OFFSET, IngestError
@@ -129,6 +130,15 @@ def cli() -> None:
     default="fail",
     help="What to do where a topic has not kept what comes next.",
 )
+@click.option(
+    "--window", type=float, metavar="SECONDS", help="Edges expire so long after their time.  [default: never]"
+)
+@click.option(
+    "--allowed-lateness",
+    type=float,
+    metavar="SECONDS",
+    help="How much older than the newest a record may be, with event time.  [default: the window]",
+)
 @_max_memory
 @_take_over
 @_json
@@ -207,6 +217,7 @@ def epochs(run_id: str, store: str, as_json: bool) -> None:
                 "commit_latency_ms": commit_latency,
                 "bytes": entry["bytes"],
                 "offsets": row["offsets"],
+                **{name: row[name] for name in EVENT_TIME_COLUMNS if name in row},
             }
             click.echo(json.dumps(shown))
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
+from graph_stream.eventtime import EventTime
 from graph_stream.personalization import read_weights, sha256_of
 from ingest import ON_LOST_OFFSET
 
@@ -51,6 +52,9 @@ class RunConfig:
         Newest committed epochs that stay readable.
     max_bad_records : int or None
         How many records may be unreadable before the run stops.
+    window, allowed_lateness : float or None
+        Seconds after its time at which an edge expires, and how much older than the watermark a record may be. One
+        of them is enough for event time, which needs the column ``time``.
     epoch_seconds : float or None
         Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
     on_lost_offset : {"fail", "skip"}
@@ -82,6 +86,8 @@ class RunConfig:
     damping: float = 0.85
     personalization: str | None = None
     personalization_sha256: str | None = None
+    window: float | None = None
+    allowed_lateness: float | None = None
     epoch_seconds: float | None = None
     on_lost_offset: str = "fail"
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -118,6 +124,9 @@ class RunConfig:
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
             raise ConfigError(message)
+        if self.has_event_time and "time" not in (name.strip() for name in self.columns.split(",")):
+            message = f"--window and --allowed-lateness need a time column: --columns has {self.columns}"
+            raise ConfigError(message)
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
             message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
             raise ConfigError(message)
@@ -136,6 +145,7 @@ class RunConfig:
 
     def parameters(self) -> tuple[Parameters, ...]:
         """Return what the online computation depends on, ranking by ranking; raises ValueError, ConfigError."""
+        event_time = EventTime.of_seconds(self.window, self.allowed_lateness)
         weights = Weights.none()
         if self.personalization is not None and self.personalization_sha256 is not None:
             weights = read_weights(self.personalization, self.personalization_sha256)
@@ -146,9 +156,15 @@ class RunConfig:
                 self.tolerance,
                 damping=self.damping,
                 weights=weights if ALGORITHMS[name].weighted else Weights.none(),
+                event_time=event_time,
             )
             for name in self._known_algorithms()
         )
+
+    @property
+    def has_event_time(self) -> bool:
+        """Whether records count by their times."""
+        return self.window is not None or self.allowed_lateness is not None
 
     def ranking_of(self, algorithm: str | None) -> int:
         """Return the number of the ranking by an algorithm, of the first for None.
@@ -198,7 +214,13 @@ class RunConfig:
         return dataclasses.replace(given, settled=self.settled) == self
 
 
-_NEWER: dict[str, Any] = {"epoch_seconds": None, "on_lost_offset": "fail", "settled": {}}
+_NEWER: dict[str, Any] = {
+    "window": None,
+    "allowed_lateness": None,
+    "epoch_seconds": None,
+    "on_lost_offset": "fail",
+    "settled": {},
+}
 """Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
 
 _LEAST = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graph_stream.algorithms import Parameters
 from graph_stream.certificate import check_capacity, rounding_limited
@@ -19,9 +19,10 @@ class EpochResult:
     inserted: int
     """Edges present after the epoch and not before."""
     deleted: int
-    """Edges present before the epoch and not after."""
+    """Edges present before the epoch and not after, also expired ones."""
     unchanged: int
-    """Other records: repeated inserts, deletes of absent edges, and what cancelled out within the epoch."""
+    """Other records: repeated inserts, deletes of absent edges, what cancelled out within the epoch; with event time
+    also what is older than what is known of the edge."""
     self_loops: int
     """Records dropped because follower and followed are the same."""
     rounds: int
@@ -42,6 +43,15 @@ class EpochResult:
     edges: int
     max_degree: int
     """Most vertices followed by one."""
+    # Newer than the first release, whose results may yet be joined by this one.
+    expired: int = field(default=0, kw_only=True)
+    """Edges whose time had passed."""
+    late: int = field(default=0, kw_only=True)
+    """Records dropped because they came past the horizon."""
+    tombstones: int = field(default=0, kw_only=True)
+    """Deletes remembered after the epoch."""
+    watermark: int | None = field(default=None, kw_only=True)
+    """With event time, that of the epoch, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Summary(EpochResult):
     error_bound: float
     """The certificate ``e``: ``|score - exact| <= e * exact`` at every vertex."""
     state_hash: str
-    """Fingerprint of parameters, edges and contributions of one ranking; 32 hex digits."""
+    """Fingerprint of parameters, edges and contributions of one ranking, with event time also of times, tombstones
+    and watermark; 32 hex digits."""
     rounding_limited: bool
     """Whether fixed point rather than the tolerance may decide how small ``e`` gets; see the certificate
     module."""
@@ -77,12 +88,12 @@ def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:
     Raises
     ------
     ValueError
-        If the members are not at the same epoch and round.
+        If the members are not at the same epoch, round and watermark.
     CapacityExceeded
         If the graph outgrew 64-bit fixed point.
     """
-    if len({(each.epoch, each.rounds) for each in results}) != 1:
-        message = f"members disagree on epoch or rounds: {[(each.epoch, each.rounds) for each in results]}"
+    if len(places := {(each.epoch, each.rounds, each.watermark) for each in results}) != 1:
+        message = f"members disagree on epoch, rounds or watermark: {sorted(places, key=str)}"
         raise ValueError(message)
     vertices = sum(each.vertices for each in results)
     check_capacity(vertices, parameters)
@@ -106,6 +117,10 @@ def combine(results: Sequence[EpochResult], parameters: Parameters) -> Summary:
         edges=sum(each.edges for each in results),
         max_degree=max_degree,
         error_bound=parameters.ranking.relative_error(e_plus, e_minus),
-        state_hash=state_hash(parameters, [(each.lane_low, each.lane_high) for each in results]),
+        state_hash=state_hash(parameters, [(each.lane_low, each.lane_high) for each in results], results[0].watermark),
         rounding_limited=rounding_limited(max_degree, parameters),
+        expired=sum(each.expired for each in results),
+        late=sum(each.late for each in results),
+        tombstones=sum(each.tombstones for each in results),
+        watermark=results[0].watermark,
     )

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import idtable, invariants
+from graph_stream import idtable, invariants, tombstones, wheel
 from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.algorithms import Parameters
 from graph_stream.epoch import EpochResult
+from graph_stream.eventtime import NEVER, EventTime, EventTimes
 from graph_stream.execution import Execution
 from graph_stream.invariants import InvariantViolated
 from graph_stream.ownership import owner, virtual_range
@@ -23,8 +24,6 @@ from graph_stream.records import Adjacency, Links, UnknownVertex, check_records
 from graph_stream.rounds import Exchange, Message, deal, together
 from graph_stream.snapshot import Changes, Contributions
 
-_LOAD_EDGES = 1 << 20
-
 
 class PartitionState:
     """The state of one member: its share of the vertices, with all their outgoing edges.
@@ -32,7 +31,8 @@ class PartitionState:
     Parameters
     ----------
     parameters : Parameters or tuple of Parameters
-        What to compute, one ranking or several over the same graph; the same for all members.
+        What to compute, one ranking or several over the same graph; the same for all members. All have the same
+        event time.
     index : int
         This member, counted from 0.
     partitions : int
@@ -65,9 +65,12 @@ class PartitionState:
             raise ValueError(message)
         self.index = index
         self.partitions = partitions
-        self._adjacency = Adjacency(index, partitions)
-        self._edge_lanes = np.zeros(2, np.uint64)
         given = parameters if isinstance(parameters, tuple) else (parameters,)
+        if len({each.event_time for each in given}) > 1:
+            message = "rankings over one graph have one event time"
+            raise ValueError(message)
+        self._adjacency = Adjacency(index, partitions, given[0].event_time)
+        self._edge_lanes = np.zeros(2, np.uint64)
         self.rankings = tuple(
             Ranking(number, each, self._adjacency, threads, execution) for number, each in enumerate(given)
         )
@@ -113,14 +116,25 @@ class PartitionState:
         counters = self._storage.counters
         arrays = (*self._vertices, *(array for ranking in self.rankings for array in ranking.ranks))
         per_slot = sum(array.itemsize for array in arrays)
+        per_entry = self._storage.arena.itemsize + (self._storage.times.itemsize if len(self._storage.times) else 0)
         return int(
             counters[USED] * per_slot
-            + counters[ARENA] * self._storage.arena.itemsize
+            + counters[ARENA] * per_entry
             + idtable.nbytes(self._storage.table)
             + self._storage.degrees.nbytes
+            + wheel.nbytes(self._adjacency.oldest, counters[USED])
+            + tombstones.nbytes(self._adjacency.tombstones)
         )
 
-    def apply(self, epoch: int, src: Longs, dst: Longs, op: npt.NDArray[np.int8], exchange: Exchange) -> EpochResult:
+    def apply(
+        self,
+        epoch: int,
+        src: Longs,
+        dst: Longs,
+        op: npt.NDArray[np.int8],
+        exchange: Exchange,
+        times: EventTimes | None = None,
+    ) -> EpochResult:
         """Apply the records of an epoch and bring the rankings up to date.
 
         Parameters
@@ -130,9 +144,12 @@ class PartitionState:
         src, dst : ndarray of int64, shape (n,)
             Followers and followed of all records of the epoch, of all members, in order.
         op : ndarray of int8, shape (n,)
-            +1 for an insert, -1 for a delete. Of several records of one edge the last decides.
+            +1 for an insert, -1 for a delete. Of several records of one edge the last decides, with event time the
+            last of those with the greatest time.
         exchange : Exchange
             All-to-all among the members, each of which gets the same records.
+        times : EventTimes, optional
+            When the records happened, and the epoch's watermark, not below the one before; with event time.
 
         Returns
         -------
@@ -149,7 +166,8 @@ class PartitionState:
             message = f"epoch {epoch} cannot follow epoch {self.epoch}"
             raise ValueError(message)
         check_records(src, dst, op)
-        links = self._adjacency.change_edges(src, dst, op, self._edge_lanes)
+        self._check_times(times, len(src))
+        links = self._adjacency.change_edges(src, dst, op, self._edge_lanes, times)
         gone = [links.follower[links.change < 0], links.followed[links.change < 0]]
         news = self._news(links)
         for ranking in self.rankings:
@@ -160,17 +178,29 @@ class PartitionState:
         for ranking in self.rankings:
             if ranking.outcome.capped:
                 ranking.recount()
-        inserted = links.record[links.change > 0]
-        deleted = links.record[links.change < 0]
-        self._changes = Changes(src[inserted], dst[inserted], src[deleted], dst[deleted], *contributions)
+        self._changes = _changes_of(links, src, dst, op, contributions, times)
+        changed = len(links.change)
         self.results = self._summarise(
             epoch,
-            inserted=len(inserted),
-            deleted=len(deleted),
-            unchanged=links.records - links.self_loops - len(links.record),
+            inserted=int(np.count_nonzero(links.change > 0)),
+            deleted=int(np.count_nonzero(links.change < 0)),
+            unchanged=links.records - links.self_loops - links.late - (changed - links.expired),
             self_loops=links.self_loops,
+            expired=links.expired,
+            late=links.late,
         )
         return self.result
+
+    def _check_times(self, times: EventTimes | None, records: int) -> None:
+        if (times is None) != (self._adjacency.event_time is None):
+            message = "records need times exactly if the parameters have an event time"
+            raise ValueError(message)
+        if times is not None and (times.time.dtype != np.int64 or times.time.shape != (records,)):
+            message = f"times must be int64, one for each of {records} records, not {times.time.shape}"
+            raise ValueError(message)
+        if times is not None and times.watermark < self._adjacency.watermark:
+            message = f"a watermark of {times.watermark} cannot follow {self._adjacency.watermark}"
+            raise ValueError(message)
 
     def _news(self, links: Links) -> tuple[Longs, Longs]:
         """Return whose number of followers here has changed among other members' vertices, and by how many."""
@@ -190,7 +220,14 @@ class PartitionState:
         return answers
 
     def _summarise(
-        self, epoch: int, inserted: int = 0, deleted: int = 0, unchanged: int = 0, self_loops: int = 0
+        self,
+        epoch: int,
+        inserted: int = 0,
+        deleted: int = 0,
+        unchanged: int = 0,
+        self_loops: int = 0,
+        expired: int = 0,
+        late: int = 0,
     ) -> tuple[EpochResult, ...]:
         results = []
         for ranking in self.rankings:
@@ -213,21 +250,30 @@ class PartitionState:
                     vertices=self.vertices,
                     edges=self.edges,
                     max_degree=self.max_degree,
+                    expired=expired,
+                    late=late,
+                    tombstones=int(self._adjacency.tombstones.counters[tombstones.LIVE]),
+                    watermark=self._watermark,
                 )
             )
         return tuple(results)
+
+    @property
+    def _watermark(self) -> int | None:
+        return None if self._adjacency.event_time is None else self._adjacency.watermark
 
     def capture(self) -> Changes:
         """Return what the last epoch changed, in external ids; immutable and independent of the state."""
         return self._changes
 
     def capture_all(self) -> Changes:
-        """Return the whole state as inserts and contributions: a base."""
-        follower, followed = self._adjacency.edge_slots()
+        """Return the whole state as inserts, tombstones and contributions: a base."""
+        follower, followed, time = self._adjacency.edge_slots()
         ids = self._vertices.id
-        none = np.empty(0, np.int64)
+        src, dst, deleted_time = self._adjacency.buried()
         contributions = Contributions.of_rankings([ranking.emitting() for ranking in self.rankings])
-        return Changes(ids[follower], ids[followed], none, none, *contributions)
+        edges = ids[follower], ids[followed], src, dst
+        return Changes(*edges, *contributions, time, deleted_time, watermark=self._watermark)
 
     def scores(self, ranking: int = 0) -> tuple[Longs, npt.NDArray[np.float64]]:
         """Return ids of the owned vertices, in no particular order, and the score of each in one of the rankings.
@@ -251,8 +297,8 @@ class PartitionState:
         Parameters
         ----------
         parts : iterable of Changes
-            Edges and contributions of the vertices this member owns, without deletes; others are ignored. All of
-            a follower's are in one part.
+            Edges, tombstones and contributions of the vertices this member owns, without deletes; others are
+            ignored. All of a follower's are in one part.
         exchange : Exchange
             All-to-all among the members, which all restore.
         epoch : int
@@ -285,14 +331,19 @@ class PartitionState:
         self.results = self._summarise(epoch)
 
     def _load(self, changes: Changes) -> None:
-        if len(changes.deleted_src):
-            message = f"a whole state has no deletes, this one has {len(changes.deleted_src)}: merge with base=True"
+        if deletes := len(changes.deleted_src) - int(np.count_nonzero(changes.deleted_time != NEVER)):
+            message = f"a whole state has no deletes, this one has {deletes}: merge with base=True"
+            raise ValueError(message)
+        if (changes.watermark is None) != (self._adjacency.event_time is None):
+            message = "not a state of these parameters: one has event time and the other has not"
             raise ValueError(message)
         mine = owner(changes.inserted_src, self.partitions) == self.index
-        src, dst = changes.inserted_src[mine], changes.inserted_dst[mine]
-        for begin in range(0, len(src), _LOAD_EDGES):
-            part = slice(begin, begin + _LOAD_EDGES)
-            self._adjacency.change_edges(src[part], dst[part], np.ones(len(src[part]), np.int8), self._edge_lanes)
+        times = changes.inserted_time[mine] if changes.watermark is not None else changes.inserted_time[:0]
+        self._adjacency.load_edges(changes.inserted_src[mine], changes.inserted_dst[mine], self._edge_lanes, times)
+        mine = owner(changes.deleted_src, self.partitions) == self.index
+        self._bury(changes.deleted_src[mine], changes.deleted_dst[mine], changes.deleted_time[mine])
+        if changes.watermark is not None:
+            self._adjacency.watermark = max(self._adjacency.watermark, changes.watermark)
         mine = owner(changes.vertex, self.partitions) == self.index
         try:
             for number, ranking in enumerate(self.rankings):
@@ -301,6 +352,12 @@ class PartitionState:
         except UnknownVertex as error:
             message = f"not a whole state: a contribution without an edge; {error}"
             raise ValueError(message) from error
+
+    def _bury(self, src: Longs, dst: Longs, time: Longs) -> None:
+        if len(src):
+            self._adjacency.change_edges(
+                src, dst, np.full(len(src), -1, np.int8), self._edge_lanes, EventTimes(time, NEVER)
+            )
 
     def check_invariants(self, exchange: Exchange) -> None:
         """Recompute everything that is kept, from edges and contributions alone, and compare.
@@ -312,7 +369,7 @@ class PartitionState:
         InvariantViolated
             Naming every difference.
         """
-        _, followed = self._adjacency.edge_slots()
+        _, followed, _ = self._adjacency.edge_slots()
         followers: Longs | None = np.bincount(followed, minlength=len(self._vertices.id)).astype(np.int64)
         found: list[str] = []
         for ranking in self.rankings:
@@ -324,7 +381,8 @@ class PartitionState:
                 if followers is not None:
                     np.add.at(followers, self._adjacency.slots_of(answer.followed), answer.followers)
             if followers is not None:
-                found += invariants.graph_violations(self._vertices, self._storage, followers, self._edge_lanes)
+                found += invariants.graph_violations(self._adjacency, followers, self._edge_lanes)
+                found += invariants.time_violations(self._adjacency)
             influence[self._adjacency.ghost_slots()] = 0
             found += ranking.violations(influence)
             followers = None
@@ -333,18 +391,47 @@ class PartitionState:
             raise InvariantViolated(message)
 
 
+def _changes_of(
+    links: Links,
+    src: Longs,
+    dst: Longs,
+    op: npt.NDArray[np.int8],
+    contributions: Contributions,
+    times: EventTimes | None,
+) -> Changes:
+    """Return an epoch's net changes by external id, and of pairs with a time what is known now."""
+    inserted, deleted = links.stated[op[links.stated] > 0], links.stated[op[links.stated] < 0]
+    deleted_src, deleted_dst = src[deleted], dst[deleted]
+    if times is None:
+        return Changes(src[inserted], dst[inserted], deleted_src, deleted_dst, *contributions)
+    forgotten_src, forgotten_dst = links.forgotten
+    return Changes(
+        src[inserted],
+        dst[inserted],
+        np.concatenate([deleted_src, forgotten_src]),
+        np.concatenate([deleted_dst, forgotten_dst]),
+        *contributions,
+        times.time[inserted],
+        np.concatenate([times.time[deleted], np.full(len(forgotten_src), NEVER)]),
+        watermark=times.watermark,
+    )
+
+
 def warm_up() -> None:
     """Compile every kernel, or load it from numba's cache, on a tiny graph: seconds, or tenths of one."""
     src, dst = np.array([1, 2, 3, 1], np.int64), np.array([2, 3, 1, 3], np.int64)
-    parameters = Parameters(retweet_probability=0.5)
+    parameters = Parameters(retweet_probability=0.5, event_time=EventTime(window=3))
+
+    def times(epoch: int, records: int) -> EventTimes:
+        return EventTimes(np.full(records, epoch), epoch - 1)
 
     def work(index: int, exchange: Exchange) -> None:
         state = PartitionState(parameters, index, 2, threads=2)
-        state.apply(1, src, dst, np.ones(4, np.int8), exchange)
-        state.apply(2, src, dst, np.array([-1, 1, 1, -1], np.int8), exchange)
+        state.apply(1, src, dst, np.ones(4, np.int8), exchange, times(1, 4))
+        state.apply(2, src, dst, np.array([-1, 1, 1, -1], np.int8), exchange, times(2, 4))
         restored = PartitionState(parameters, index, 2, execution="dense")
         restored.restore([state.capture_all()], exchange, 2)
-        restored.apply(3, src[:1], dst[:1], np.ones(1, np.int8), exchange)
+        restored.apply(3, src[:1], dst[:1], np.ones(1, np.int8), exchange, times(6, 1))
         restored.check_invariants(exchange)
 
     together(2, work)

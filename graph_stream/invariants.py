@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import idtable, kernels, records, rows
+from graph_stream import idtable, kernels, records, rows, tombstones, wheel
 from graph_stream.adjacency import EDGES, LIVE, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
 from graph_stream.kernels import Rule
 from graph_stream.ranks import Ranks
-from graph_stream.statehash import Lanes
+from graph_stream.records import Adjacency
+from graph_stream.statehash import Lanes, tombstone_lanes
+from graph_stream.wheel import Wheel
+
+_NO_TIMES = np.empty(0, np.int64)
 
 
 class InvariantViolated(Exception):
@@ -63,17 +67,17 @@ def rank_violations(
     return found
 
 
-def graph_violations(vertices: Vertices, storage: Storage, followers: Longs, lanes: Lanes) -> list[str]:
+def graph_violations(adjacency: Adjacency, followers: Longs, lanes: Lanes) -> list[str]:
     """Compare everything that is kept of the graph with what its edges say.
 
     Parameters
     ----------
-    vertices, storage
+    adjacency : Adjacency
         The member's graph.
     followers : ndarray of int64, shape (capacity,)
         Per slot, followers at all members; at ghosts, here.
     lanes : ndarray of uint64, shape (2,)
-        The kept lane sums of the edges.
+        The kept lane sums of edges and tombstones.
 
     Returns
     -------
@@ -81,6 +85,7 @@ def graph_violations(vertices: Vertices, storage: Storage, followers: Longs, lan
         One text per difference; empty if all is well.
     """
     found: list[str] = []
+    vertices, storage = adjacency.vertices, adjacency.storage
     counters = storage.counters
     used = int(counters[USED])
     slots = np.flatnonzero(vertices.degree[:used] >= 0)
@@ -90,7 +95,7 @@ def graph_violations(vertices: Vertices, storage: Storage, followers: Longs, lan
     _compare(found, "entries of the id table", idtable.live_entries(storage.table), len(slots))
     follower = np.empty(counters[EDGES], np.int32)
     followed = np.empty(counters[EDGES], np.int32)
-    _compare(found, "number of edges", rows.edges(vertices, storage, follower, followed), counters[EDGES])
+    _compare(found, "number of edges", rows.edges(vertices, storage, follower, followed, _NO_TIMES), counters[EDGES])
     pairs = np.unique(follower.astype(np.int64) << 32 | followed)
     _compare(found, "number of distinct edges", len(pairs), counters[EDGES])
     degree = np.bincount(follower, minlength=used)
@@ -109,8 +114,58 @@ def graph_violations(vertices: Vertices, storage: Storage, followers: Longs, lan
     _compare(found, "number of followers", vertices.followers[:used][live], followers[:used][live])
     summed = np.zeros_like(lanes)
     kernels.sum_edges(vertices, storage, summed)
+    for src, dst, time in zip(*adjacency.buried(), strict=True):
+        summed += np.array(tombstone_lanes(src, dst, time), np.uint64)
     _compare(found, "lane sum of the edges", lanes, summed)
     return found
+
+
+def time_violations(adjacency: Adjacency) -> list[str]:
+    """Compare what event time keeps with the watermark, with the times of edges, and with itself.
+
+    Returns
+    -------
+    list of str
+        One text per difference; empty if all is well, or without event time.
+    """
+    found: list[str] = []
+    if adjacency.event_time is None:
+        return found
+    follower, followed, time = adjacency.edge_slots()
+    _compare(found, "expired edges", np.count_nonzero(time < adjacency.event_time.expiry(adjacency.watermark)), 0)
+    if adjacency.event_time.window is not None:
+        oldest = np.full(len(adjacency.vertices.id), np.iinfo(np.int64).max)
+        np.minimum.at(oldest, follower, time)
+        filed = _filed(found, adjacency.oldest)
+        _compare(found, "vertices filed by their oldest edge", filed, np.unique(follower))
+        _compare(found, "edges older than filed", np.count_nonzero(adjacency.oldest.due[filed] > oldest[filed]), 0)
+    buried = adjacency.tombstones
+    src, dst, buried_at = adjacency.buried()
+    horizon = adjacency.event_time.horizon(adjacency.watermark)
+    _compare(found, "tombstones past the horizon", np.count_nonzero(buried_at < horizon), 0)
+    _compare(found, "number of tombstones", buried.counters[tombstones.LIVE], len(_filed(found, buried.wheel)))
+    found_at = [tombstones.find(buried, *pair) for pair in zip(src, dst, strict=True)]
+    _compare(found, "tombstones found by their pair", sorted(found_at), _filed(found, buried.wheel))
+    ids = adjacency.vertices.id
+    both = set(zip(ids[follower].tolist(), ids[followed].tolist(), strict=True)) & set(
+        zip(src.tolist(), dst.tolist(), strict=True)
+    )
+    _compare(found, "edges with a tombstone", len(both), 0)
+    return found
+
+
+def _filed(found: list[str], kept: Wheel) -> Longs:
+    """Return the entries of a wheel as its chains have them, in order; each must be where its due time says."""
+    entries = []
+    for bucket, head in enumerate(kept.heads.tolist()):
+        before, entry = -1, head
+        while entry >= 0:
+            _compare(found, "chain of an entry", (kept.due[entry] // kept.width) % wheel.BUCKETS, bucket)
+            _compare(found, "one before in the chain", kept.previous[entry], before)
+            entries.append(entry)
+            before, entry = entry, int(kept.following[entry])
+    _compare(found, "filed entries", np.flatnonzero(kept.following != wheel.UNFILED), sorted(entries))
+    return np.array(sorted(entries), np.int64)
 
 
 def _compare(found: list[str], what: str, kept: npt.ArrayLike, true: npt.ArrayLike) -> None:

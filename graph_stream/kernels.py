@@ -19,7 +19,7 @@ from graph_stream.compiled import Int, compiled
 from graph_stream.ownership import mix64
 from graph_stream.ranks import Ranks
 from graph_stream.rows import row_end
-from graph_stream.statehash import Lanes, contribution_lanes, edge_lanes
+from graph_stream.statehash import Lanes, contribution_lanes, edge_lanes, timed_edge_lanes
 
 LAG_ROUNDING = 2.0**-50
 """A lag computed in float64 is off by less than this share of what is due plus what was done: fewer than eight
@@ -396,12 +396,16 @@ def recount(
 
 @compiled
 def sum_edges(vertices: Vertices, storage: Storage, lanes: Lanes) -> None:
-    """Add the lanes of all edges to the sums."""
+    """Add the lanes of all edges, with their times if they have such, to the sums."""
     for slot in range(storage.counters[USED]):
         if vertices.degree[slot] > 0:
             for place in range(vertices.row[slot], row_end(vertices, slot)):
                 if storage.arena[place] >= 0:
-                    low, high = edge_lanes(vertices.id[slot], vertices.id[storage.arena[place]])
+                    follower, followed = vertices.id[slot], vertices.id[storage.arena[place]]
+                    if len(storage.times) > 0:
+                        low, high = timed_edge_lanes(follower, followed, storage.times[place])
+                    else:
+                        low, high = edge_lanes(follower, followed)
                     lanes[0] += low
                     lanes[1] += high
 

@@ -15,8 +15,11 @@ import pyarrow.parquet as pq
 
 import exoflow
 from graph_stream.epoch import Summary, combined_hash
+from graph_stream.eventtime import in_seconds
 
 FIRST_CARRY: dict[str, Any] = {"epoch": 0, "total_records": 0, "total_rejected": 0}
+EVENT_TIME_COLUMNS = ("watermark", "expired", "late", "tombstones")
+"""What the row of an epoch has more with event time."""
 _ARCHIVE_SCHEMA = pa.schema(
     [
         pa.field("epoch", pa.int64()),
@@ -73,7 +76,15 @@ def epoch_row(
         "peak_memory_bytes": sum(each["peak"] for each in held),
         "offsets": cut["offsets"],
         **several,
+        **_event_time_of(summary),
     }
+
+
+def _event_time_of(summary: Summary) -> dict[str, Any]:
+    if summary.watermark is None:
+        return {}
+    counts = {name: getattr(summary, name) for name in EVENT_TIME_COLUMNS}
+    return {**counts, "watermark": in_seconds(summary.watermark)}
 
 
 def _ranking_row(summary: Summary) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class Rows(NamedTuple):
     kind: Kinds
     key: Longs
     value: Longs
+    time: Longs
+    """Empty where rows have no times."""
+
+
+NO_TIMES = np.empty(0, np.int64)
 
 
 def in_order(rows: Rows) -> Rows:
@@ -41,7 +46,8 @@ def in_order(rows: Rows) -> Rows:
     _deal(key, value, starts.copy(), position, hand_key, hand_value)
     order, scratch = np.arange(len(key)), np.empty(len(key), np.int64)
     _sort_hands(hand_key, hand_value, starts, order, scratch)
-    return Rows(rows.kind[position[order]], hand_key[order], hand_value[order])
+    time = rows.time[position[order]] if len(rows.time) else rows.time
+    return Rows(rows.kind[position[order]], hand_key[order], hand_value[order], time)
 
 
 def merged(older: Rows, newer: Rows, by_value: bool) -> Rows:
@@ -50,12 +56,13 @@ def merged(older: Rows, newer: Rows, by_value: bool) -> Rows:
     Parameters
     ----------
     older, newer : Rows
-        In order, and no subject twice in either.
+        In order, and no subject twice in either; both with times, or neither.
     by_value : bool
         Whether subjects are keys and values, rather than keys.
     """
     room = len(older.key) + len(newer.key)
-    out = Rows(np.empty(room, np.int8), np.empty(room, np.int64), np.empty(room, np.int64))
+    times = len(older.time) + len(newer.time)
+    out = Rows(np.empty(room, np.int8), *(np.empty(length, np.int64) for length in (room, room, times)))
     columns = [_flat(column) for column in (*older, *newer)]
     count = _merge(*columns, by_value, *out)
     return Rows(*(column[:count] for column in out))
@@ -75,9 +82,11 @@ def dealt(parts: Sequence[Rows]) -> tuple[Rows, Longs]:
     starts = np.sum(bounds, axis=0)
     columns = []
     for each in zip(*parts, strict=True):
-        column = np.empty(starts[-1], each[0].dtype)
+        column = np.empty(sum(len(source) for source in each), each[0].dtype)
         place = starts[:-1].copy()
         for source, bound in zip(each, bounds, strict=True):
+            if not len(source):
+                continue
             _copy_stretches(_flat(source), bound, column, place)
         columns.append(column)
     return Rows(*columns), starts
@@ -87,7 +96,7 @@ def warm_up() -> None:
     """Compile every kernel, or load it from numba's cache."""
     kind, value = np.zeros(2, np.int8), np.zeros(2, np.int64)
     # One of the two is out of order, whichever comes first.
-    parts = [in_order(Rows(kind, np.array(keys, np.int64), value)) for keys in ((1, 2), (2, 1))]
+    parts = [in_order(Rows(kind, np.array(keys, np.int64), value, NO_TIMES)) for keys in ((1, 2), (2, 1))]
     dealt([merged(parts[0], parts[1], by_value=True)])
 
 
@@ -189,15 +198,19 @@ def _merge(
     kind: Kinds,
     key: Longs,
     value: Longs,
+    time: Longs,
     newer_kind: Kinds,
     newer_key: Longs,
     newer_value: Longs,
+    newer_time: Longs,
     by_value: bool,
     out_kind: Kinds,
     out_key: Longs,
     out_value: Longs,
+    out_time: Longs,
 ) -> Int:
     """Write the merged rows and return how many there are."""
+    timed = len(out_time) > 0
     end, newer_end = len(key), len(newer_key)
     i = np.int64(0)
     j = np.int64(0)
@@ -217,12 +230,16 @@ def _merge(
             out_kind[count] = newer_kind[j]
             out_key[count] = newer_key[j]
             out_value[count] = newer_value[j]
+            if timed:
+                out_time[count] = newer_time[j]
             j += 1
             newer_share = _share(newer_key[j]) if j < newer_end else np.int64(VIRTUAL_PARTITIONS)
         else:
             out_kind[count] = kind[i]
             out_key[count] = key[i]
             out_value[count] = value[i]
+            if timed:
+                out_time[count] = time[i]
         if is_same or not takes_newer:
             i += 1
             share = _share(key[i]) if i < end else np.int64(VIRTUAL_PARTITIONS)

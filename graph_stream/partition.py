@@ -44,7 +44,13 @@ class Partition:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
         context = exoflow.context()
-        self._state = PartitionState(self._config.parameters(), context.member, context.members, self._config.threads)
+        self._state = PartitionState(
+            self._config.parameters(),
+            context.member,
+            context.members,
+            self._config.threads,
+            context.hints.get("execution", "auto"),
+        )
         # In mode none no delta is ever written, so none is kept; a forced snapshot takes everything.
         self._keeps_deltas = self._config.checkpoint != "none"
         self._uncaptured: list[Changes] = []
@@ -74,7 +80,7 @@ class Partition:
         batch = records.batch
         context = exoflow.context()
         self._budget.before_epoch(records.epoch, self._state.edges)
-        self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange)
+        self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange, records.times)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
         self._last = records.last

@@ -64,6 +64,8 @@ class Meter:
             f"epoch {row['epoch']}  {row['total_records']:,} edges  {self.rates()['edges_per_second']:,.0f}/s  "
             f"latency {latency_ms:.1f} ms  error bound {row['error_bound']:.1e}"
         )
+        if row.get("late"):
+            line += f"  {row['late']:,} late"
         if self._max_memory is not None:
             used = row["memory_bytes"]
             slowed = ", slowed down" if memory.delay_seconds(used, self._max_memory) else ""

@@ -17,6 +17,7 @@ import ingest
 from graph_stream import quarantine, sources
 from graph_stream.config import RunConfig
 from graph_stream.errors import TooManyBadRecords
+from graph_stream.eventtime import NEVER, EventTimes, advanced
 from ingest import EpochBatch, EpochReader, Position
 
 
@@ -34,6 +35,8 @@ class Records:
     read_started: float
     read_seconds: float
     scheduled_time: float
+    times: EventTimes | None = None
+    """With event time, in microseconds."""
 
 
 @exoflow.actor(deterministic=True, num_cpus=0)
@@ -51,6 +54,7 @@ class Reader:
         self._again: EpochReader | None = None
         self._position: Position | None = None
         self._rejected = 0
+        self._watermark = NEVER
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
@@ -61,7 +65,8 @@ class Reader:
         -------
         dict
             JSON-able: what the epoch takes of each split, how many records it has and was refused, whether it
-            is the last, when its schedule closed it (None where that did not), and its offsets for display.
+            is the last, when its schedule closed it (None where that did not), and its offsets for display; with
+            event time its watermark, which is what the epochs before it amount to.
 
         Raises
         ------
@@ -79,6 +84,8 @@ class Reader:
             context = exoflow.context()
             context.write_object(quarantine.name(epoch), quarantine.encode(batch.bad))
         self._refuse_too_many(epoch, batch)
+        watermark = self._event_time_state()
+        self._watermark = advanced(self._watermark, batch.time)
         return {
             "ranges": batch.ranges,
             "due": batch.due,
@@ -86,6 +93,7 @@ class Reader:
             "rejected": len(batch.bad),
             "last": batch.last or epoch == self._config.epochs,
             "offsets": batch.offsets,
+            **watermark,
         }
 
     def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
@@ -107,15 +115,20 @@ class Reader:
             scheduled = self._schedule.close_of(epoch, cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))
-        return Records(epoch, cut["last"], batch, began, ended - began, scheduled)
+        times = EventTimes.of_epoch(batch.time, cut)
+        return Records(epoch, cut["last"], batch, began, ended - began, scheduled, times)
 
     def capture(self) -> dict[str, Any]:
-        """Return the position after the newest cut."""
-        return {"position": self._position, "rejected": self._rejected}
+        """Return the position after the newest cut, and with event time the watermark there."""
+        return {"position": self._position, "rejected": self._rejected, **self._event_time_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a captured position."""
         self._position, self._rejected = state["position"], state["rejected"]
+        self._watermark = state.get("watermark", NEVER)
+
+    def _event_time_state(self) -> dict[str, int]:
+        return {"watermark": self._watermark} if self._config.has_event_time else {}
 
     def _refuse_too_many(self, epoch: int, batch: EpochBatch) -> None:
         limit = self._config.max_bad_records

@@ -32,6 +32,8 @@ EPOCH_SCHEMA = pa.schema(
         pa.field("inserted", pa.int64(), nullable=False),
         pa.field("deleted", pa.int64(), nullable=False),
         pa.field("unchanged", pa.int64(), nullable=False),
+        pa.field("expired", pa.int64()),
+        pa.field("late", pa.int64()),
         pa.field("vertices", pa.int64(), nullable=False),
         pa.field("edges", pa.int64(), nullable=False),
         pa.field("rounds", pa.int64(), nullable=False),

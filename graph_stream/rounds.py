@@ -21,6 +21,7 @@ from graph_stream.ownership import owner
 
 if TYPE_CHECKING:
     from graph_stream.epoch import EpochResult
+    from graph_stream.eventtime import EventTimes
     from graph_stream.graph import PartitionState
 
 Result = TypeVar("Result")
@@ -147,7 +148,12 @@ def together(members: int, work: Callable[[int, Exchange], Result]) -> list[Resu
 
 
 def run_members(
-    states: Sequence[PartitionState], epoch: int, src: Longs, dst: Longs, op: npt.NDArray[np.int8]
+    states: Sequence[PartitionState],
+    epoch: int,
+    src: Longs,
+    dst: Longs,
+    op: npt.NDArray[np.int8],
+    times: EventTimes | None = None,
 ) -> list[EpochResult]:
     """Apply one epoch to all members of a run in this process.
 
@@ -157,7 +163,7 @@ def run_members(
         All members, by index.
     epoch : int
         Number of the epoch.
-    src, dst, op
+    src, dst, op, times
         Its records, as for :meth:`graph_stream.graph.PartitionState.apply`.
 
     Returns
@@ -165,4 +171,4 @@ def run_members(
     list of EpochResult
         One per member; see :func:`graph_stream.graph.combine`.
     """
-    return together(len(states), lambda member, exchange: states[member].apply(epoch, src, dst, op, exchange))
+    return together(len(states), lambda member, exchange: states[member].apply(epoch, src, dst, op, exchange, times))

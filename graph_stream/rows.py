@@ -2,7 +2,8 @@
 
 A row of up to 8 entries is a dense list; a longer one is an open-addressing set (linear probing, no
 tombstones), so adding, finding and removing an edge takes a few probes also at a hub, for 4 bytes an edge at
-a load of 7/16 to 7/8. Rows are powers of two long; freed rows are chained by size.
+a load of 7/16 to 7/8. Rows are powers of two long; freed rows are chained by size. Where edges have times, these
+move with them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from graph_stream.adjacency import (
     ROWS,
     SLOTS,
     USED,
+    Longs,
     Slots,
     Storage,
     Vertices,
@@ -144,50 +146,67 @@ def _move_row(vertices: Vertices, storage: Storage, slot: Int, bits: Int) -> Non
     for place in range(old_start, old_end if old_bits else old_start):
         entry = arena[place]
         if entry >= 0:
-            _put(arena, start, bits, filled, entry)
+            moved = _put(arena, start, bits, filled, entry)
             filled += 1
+            if len(storage.times) > 0:
+                storage.times[moved] = storage.times[place]
     if old_bits:
         _free_row(storage, old_start, old_bits)
 
 
 @compiled
-def _put(arena: npt.NDArray[np.int32], start: Int, bits: Int, filled: Int, followed: Int) -> None:
+def cut_row(vertices: Vertices, storage: Storage, slot: Int, degree: Int) -> bool:
+    """Give a vertex without edges a row for so many; return whether there was room."""
+    bits = _row_bits_for(degree - 1)
+    if not _can_cut(storage, bits):
+        return False
+    _move_row(vertices, storage, slot, bits)
+    return True
+
+
+@compiled
+def _put(arena: npt.NDArray[np.int32], start: Int, bits: Int, filled: Int, followed: Int) -> Int:
     if bits <= DENSE_BITS:
         arena[start + filled] = followed
-        return
+        return np.int64(start + filled)
     mask = (np.int64(1) << bits) - 1
     offset = _row_home(followed, bits)
     while arena[start + offset] >= 0:
         offset = (offset + 1) & mask
     arena[start + offset] = followed
+    return np.int64(start + offset)
 
 
 @compiled
-def connect(vertices: Vertices, storage: Storage, follower: Int, followed: Int) -> None:
-    """Add an absent edge between two slots; there must be room (:func:`shortage_of`)."""
+def connect(vertices: Vertices, storage: Storage, follower: Int, followed: Int) -> Int:
+    """Add an absent edge between two slots, for which there must be room (:func:`shortage_of`); return its place."""
     degree = np.int64(vertices.degree[follower])
     bits = np.int64(vertices.row_bits[follower])
     if _row_full(degree, bits):
         bits += 1
         _move_row(vertices, storage, follower, bits)
-    _put(storage.arena, vertices.row[follower], bits, degree, followed)
+    place = _put(storage.arena, vertices.row[follower], bits, degree, followed)
     vertices.degree[follower] = degree + 1
     vertices.followers[followed] += 1
     storage.degrees[degree] -= 1
     storage.degrees[degree + 1] += 1
     storage.counters[EDGES] += 1
     storage.counters[MAX_DEGREE] = max(storage.counters[MAX_DEGREE], degree + 1)
+    return place
 
 
 @compiled
 def disconnect(vertices: Vertices, storage: Storage, follower: Int, followed: Int, place: Int) -> None:
     """Remove the edge between two slots that :func:`row_place` found at ``place``."""
     arena = storage.arena
+    times = storage.times
     degree = np.int64(vertices.degree[follower]) - 1
     bits = np.int64(vertices.row_bits[follower])
     start = vertices.row[follower]
     if bits <= DENSE_BITS:
         arena[place] = arena[start + degree]
+        if len(times) > 0:
+            times[place] = times[start + degree]
     else:
         mask = (np.int64(1) << bits) - 1
         hole = place - start
@@ -199,6 +218,8 @@ def disconnect(vertices: Vertices, storage: Storage, follower: Int, followed: In
                 break
             if ((offset - _row_home(entry, bits)) & mask) >= ((offset - hole) & mask):
                 arena[start + hole] = entry
+                if len(times) > 0:
+                    times[start + hole] = times[start + offset]
                 hole = offset
         arena[start + hole] = -1
     vertices.degree[follower] = degree
@@ -219,8 +240,8 @@ def disconnect(vertices: Vertices, storage: Storage, follower: Int, followed: In
 
 
 @compiled
-def edges(vertices: Vertices, storage: Storage, follower: Slots, followed: Slots) -> Int:
-    """Write the slots of all edges, as far as there is room, by follower; return how many there are."""
+def edges(vertices: Vertices, storage: Storage, follower: Slots, followed: Slots, time: Longs) -> Int:
+    """Write the slots of all edges and their times, as far as there is room, by follower; return how many there are."""
     count = 0
     for slot in range(storage.counters[USED]):
         if vertices.degree[slot] > 0:
@@ -229,5 +250,7 @@ def edges(vertices: Vertices, storage: Storage, follower: Slots, followed: Slots
                     if count < len(follower):
                         follower[count] = slot
                         followed[count] = storage.arena[place]
+                    if count < len(time):
+                        time[count] = storage.times[place]
                     count += 1
     return count

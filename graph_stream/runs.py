@@ -27,6 +27,7 @@ from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine, combined_hash
 from graph_stream.errors import ConfigError, EpochNotFound
+from graph_stream.eventtime import EventTimes
 from graph_stream.graph import PartitionState
 from graph_stream.offline import batch_inputs
 from graph_stream.partition import load
@@ -188,7 +189,8 @@ def _replay(run: Run, state: PartitionState, base: int, epoch: int) -> None:
                 message = f"the offsets of epoch {number} are no longer kept; ask for a newer epoch than {epoch}"
                 raise EpochNotFound(message)
             batch = sources.records_of(reader, cuts[number])
-            state.apply(number, batch.src, batch.dst, batch.op, alone)
+            times = EventTimes.of_epoch(batch.time, cuts[number])
+            state.apply(number, batch.src, batch.dst, batch.op, alone, times)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,18 @@ Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contributio
 r + 1 of its r-th further one), ``key`` (int64: follower, or vertex) and ``value`` (int64: followed, or
 ``c``), sorted by virtual partition of the key, then kind, key, value. The schema's metadata tells format
 version, epochs, and where each virtual partition starts, so that a member reads its share only.
+
+With event time there is a column ``time`` (int64, microseconds) more, and the metadata tell the watermark. An
+inserted edge has its time, and is there again when that moves; a deleted one has its tombstone's, null where nothing
+is known of it any more; contributions have null. A base keeps tombstones, which are no edges to who reads the kind.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +30,8 @@ import pyarrow.parquet as pq
 
 from graph_stream.adjacency import Longs
 from graph_stream.algorithms import FORMAT_VERSION
-from graph_stream.ordering import Rows, dealt, in_order, merged
+from graph_stream.eventtime import NEVER
+from graph_stream.ordering import NO_TIMES, Rows, dealt, in_order, merged
 from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
 
 ROW_GROUP_ROWS = 1 << 17
@@ -42,6 +48,7 @@ _SCHEMA = pa.schema(
         pa.field("value", pa.int64(), nullable=False),
     ]
 )
+_TIMED_SCHEMA = _SCHEMA.append(pa.field("time", pa.int64()))
 
 
 class CorruptSnapshot(ValueError):
@@ -70,7 +77,8 @@ class Contributions(NamedTuple):
 class Changes:
     """Net changes over some epochs, by external id; immutable.
 
-    All arrays are int64. An edge occurs at most once, and so does a vertex in a ranking.
+    All arrays are int64. An edge occurs at most once, and so does a vertex in a ranking. With event time an edge is
+    also there if only its time is new, or that nothing is known of it any more.
     """
 
     inserted_src: Longs
@@ -87,14 +95,20 @@ class Changes:
     """Their contribution now, 0 if they follow no one any more; shape (v,)."""
     ranking: Longs = field(default_factory=lambda: np.empty(0, np.int64))
     """The ranking each belongs to; shape (v,), or empty if all belong to the first."""
+    inserted_time: Longs = field(default_factory=lambda: NO_TIMES)
+    """With event time, in microseconds; shape (i,), else empty. An inserted edge may be one whose time moved."""
+    deleted_time: Longs = field(default_factory=lambda: NO_TIMES)
+    """The tombstones' times, `NEVER` where nothing is known of the pair any more; shape (d,), else empty."""
+    watermark: int | None = None
+    """With event time, of the last epoch, in microseconds."""
 
     def __post_init__(self) -> None:
         if len(self.ranking) < len(self.vertex):
             object.__setattr__(self, "ranking", np.zeros(len(self.vertex), np.int64))
-        for each in fields(self):
-            view = getattr(self, each.name).view()
+        for name in _COLUMNS:
+            view = getattr(self, name).view()
             view.flags.writeable = False
-            object.__setattr__(self, each.name, view)
+            object.__setattr__(self, name, view)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -103,35 +117,49 @@ class Changes:
     @classmethod
     def none(cls) -> Changes:
         """Return no changes."""
-        return cls(*(np.empty(0, np.int64) for _ in fields(cls)))
+        return cls(*(np.empty(0, np.int64) for _ in _COLUMNS))
 
     @classmethod
-    def of_rows(cls, kind: npt.NDArray[np.int8], key: Longs, value: Longs) -> Changes:
-        """Return the changes that rows of the snapshot layout stand for."""
+    def of_rows(
+        cls,
+        kind: npt.NDArray[np.int8],
+        key: Longs,
+        value: Longs,
+        time: Longs = NO_TIMES,
+        watermark: int | None = None,
+    ) -> Changes:
+        """Return the changes that rows of the snapshot layout stand for; `NEVER` stands for no time."""
         edges = [column[kind == of_kind] for of_kind in (1, -1) for column in (key, value)]
+        times = [time[kind == of_kind] if len(time) else time for of_kind in (1, -1)]
         is_contribution = np.abs(kind) != 1
         ranking = np.maximum(kind[is_contribution].astype(np.int64) - 1, 0)
-        return cls(*edges, key[is_contribution], value[is_contribution], ranking)
+        return cls(*edges, key[is_contribution], value[is_contribution], ranking, *times, watermark=watermark)
 
     @property
     def rankings(self) -> int:
         """Number of rankings that contributions are told of."""
         return int(self.ranking.max(initial=-1)) + 1
 
-    def rows(self) -> tuple[npt.NDArray[np.int8], Longs, Longs]:
-        """Return kind, key and value of every row: inserts, deletes, contributions."""
+    def rows(self) -> Rows:
+        """Return every row: inserts, deletes, contributions. With event time the last have the time `NEVER`."""
         counts = [len(self.inserted_src), len(self.deleted_src)]
         of_contributions = np.where(self.ranking > 0, self.ranking + 1, 0).astype(np.int8)
         kind = np.concatenate([np.repeat(np.array([1, -1], np.int8), counts), of_contributions])
         key = np.concatenate([self.inserted_src, self.deleted_src, self.vertex])
         value = np.concatenate([self.inserted_dst, self.deleted_dst, self.contribution])
-        return kind, key, value
+        time = NO_TIMES
+        if self.watermark is not None:
+            time = np.concatenate([self.inserted_time, self.deleted_time, np.full(len(self.vertex), NEVER)])
+        return Rows(kind, key, value, time)
 
     def owned(self, share: range) -> Changes:
         """Return the rows whose key lies in a range of virtual partitions."""
-        kind, key, value = self.rows()
-        mine = _within(virtual_partition(key), share)
-        return Changes.of_rows(kind[mine], key[mine], value[mine])
+        rows = self.rows()
+        mine = _within(virtual_partition(rows.key), share)
+        return Changes.of_rows(*(column[mine] if len(column) else column for column in rows), self.watermark)
+
+
+_COLUMNS = tuple(each.name for each in fields(Changes) if each.name != "watermark")
 
 
 def _within(shares: npt.NDArray[np.int16], share: range) -> npt.NDArray[np.bool_]:
@@ -157,28 +185,36 @@ def encode_shares(shares: Iterable[Changes], first_epoch: int, last_epoch: int) 
     No more of them than one share is held at a time, beside the object itself.
     """
     starts = np.zeros(VIRTUAL_PARTITIONS + 1, np.int64)
+    shares = iter(shares)
+    first = next(shares, Changes.none())
+    watermark = first.watermark
+    schema = _SCHEMA if watermark is None else _TIMED_SCHEMA
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
-        _SCHEMA,
+        schema,
         compression="zstd",
         use_dictionary=["kind"],
-        column_encoding={"key": "DELTA_BINARY_PACKED", "value": "DELTA_BINARY_PACKED"},
+        column_encoding=dict.fromkeys(schema.names[1:], "DELTA_BINARY_PACKED"),
         write_statistics=False,
         # It would hold the header a second time, which is most of a small epoch's object.
         store_schema=False,
     ) as writer:
-        for changes in shares:
+        for changes in itertools.chain([first], shares):
             rows, starts_in_share = _laid_out(changes)
             starts += starts_in_share
-            table = pa.Table.from_arrays([pa.array(column) for column in rows], schema=_SCHEMA)
-            writer.write_table(table, ROW_GROUP_ROWS)
-        header = {
+            columns = [pa.array(column) for column in rows[:3]]
+            if watermark is not None:
+                columns.append(pa.array(rows.time, mask=rows.time == NEVER))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), ROW_GROUP_ROWS)
+        header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "first_epoch": first_epoch,
             "last_epoch": last_epoch,
             "starts": starts.tolist(),
         }
+        if watermark is not None:
+            header["watermark"] = watermark
         writer.add_key_value_metadata({_METADATA_KEY.decode(): json.dumps(header, separators=(",", ":"))})
     return bytes(sink.getvalue())
 
@@ -187,7 +223,10 @@ def _laid_out(changes: Changes) -> tuple[Rows, Longs]:
     """Return rows by virtual partition, and in each by kind, and where each virtual partition starts."""
     # The order of kinds is that of their numbers.
     deleted, inserted = _edge_rows(changes)
-    first, *further = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
+    contributions = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
+    if changes.watermark is not None:
+        contributions = [part._replace(time=np.full(len(part.key), NEVER)) for part in contributions]
+    first, *further = contributions
     return dealt([in_order(part) for part in (deleted, first, inserted, *further)])
 
 
@@ -199,6 +238,8 @@ class Header:
     last_epoch: int
     starts: tuple[int, ...]
     """Row at which each virtual partition starts, and at last the number of rows; 257 entries."""
+    watermark: int | None = None
+    """With event time, of the last epoch, in microseconds."""
 
 
 class StoredChanges:
@@ -239,18 +280,22 @@ class StoredChanges:
             If a row group is damaged.
         """
         first, last = self.header.starts[share.start], self.header.starts[share.stop]
+        watermark = self.header.watermark
         if first == last:
-            return Changes.none()
+            return replace(Changes.none(), watermark=watermark)
         first_group = int(np.searchsorted(self._group_starts, first, "right")) - 1
         last_group = int(np.searchsorted(self._group_starts, last, "left"))
+        schema = _SCHEMA if watermark is None else _TIMED_SCHEMA
         try:
-            table = self._file.read_row_groups(range(first_group, last_group), columns=_SCHEMA.names)
+            table = self._file.read_row_groups(range(first_group, last_group), columns=schema.names)
         except (pa.ArrowException, OSError) as error:
             epochs = f"{self.header.first_epoch} to {self.header.last_epoch}"
             message = f"snapshot of epochs {epochs} is damaged: {error}"
             raise CorruptSnapshot(message) from error
         table = table.slice(first - int(self._group_starts[first_group]), last - first)
-        return Changes.of_rows(*(table.column(name).to_numpy() for name in _SCHEMA.names))
+        columns = [table.column(name).to_numpy() for name in _SCHEMA.names]
+        time = NO_TIMES if watermark is None else table.column("time").fill_null(NEVER).to_numpy()
+        return Changes.of_rows(*columns, time, watermark)
 
 
 def _header(file: pq.ParquetFile) -> Header:
@@ -266,7 +311,7 @@ def _header(file: pq.ParquetFile) -> Header:
     if len(starts) != VIRTUAL_PARTITIONS + 1 or starts[-1] != file.metadata.num_rows:
         message = f"snapshot has {file.metadata.num_rows} rows, its offset table says {starts[-1]}"
         raise CorruptSnapshot(message)
-    return Header(header["first_epoch"], header["last_epoch"], starts)
+    return Header(header["first_epoch"], header["last_epoch"], starts, header.get("watermark"))
 
 
 def read_header(data: bytes | pa.Buffer) -> Header:
@@ -330,11 +375,14 @@ def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
         Of epochs that follow each other, oldest first.
     base : bool
         Whether the first one starts at the first epoch. Then there is nothing before for a delete to undo, and
-        deletes and zero contributions are dropped.
+        deletes, but for tombstones, and zero contributions are dropped.
     """
+    watermark = max((part.watermark for part in parts if part.watermark is not None), default=None)
     edges = _newest([rows for part in parts for rows in _edge_rows(part)], by_value=True)
     inserted = edges.kind == 1
-    deleted = ~inserted & (not base)
+    deleted = ~inserted
+    if base:
+        deleted &= edges.time != NEVER if len(edges.time) else False
     contributions = []
     for ranking in range(max((part.rankings for part in parts), default=0)):
         newest = _newest([_contribution_rows(part, ranking) for part in parts], by_value=False)
@@ -346,6 +394,8 @@ def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
         edges.key[deleted],
         edges.value[deleted],
         *Contributions.of_rankings(contributions),
+        *(edges.time[of_kind] if len(edges.time) else edges.time for of_kind in (inserted, deleted)),
+        watermark=watermark,
     )
 
 
@@ -353,13 +403,16 @@ def _edge_rows(part: Changes) -> tuple[Rows, Rows]:
     """Return deleted and inserted edges, which have none in common."""
     deleted = np.full(len(part.deleted_src), -1, np.int8)
     inserted = np.full(len(part.inserted_src), 1, np.int8)
-    return Rows(deleted, part.deleted_src, part.deleted_dst), Rows(inserted, part.inserted_src, part.inserted_dst)
+    return (
+        Rows(deleted, part.deleted_src, part.deleted_dst, part.deleted_time),
+        Rows(inserted, part.inserted_src, part.inserted_dst, part.inserted_time),
+    )
 
 
 def _contribution_rows(part: Changes, ranking: int) -> Rows:
     of_ranking = part.ranking == ranking
     kind = np.full(np.count_nonzero(of_ranking), ranking + 1 if ranking else 0, np.int8)
-    return Rows(kind, part.vertex[of_ranking], part.contribution[of_ranking])
+    return Rows(kind, part.vertex[of_ranking], part.contribution[of_ranking], NO_TIMES)
 
 
 def _newest(parts: Sequence[Rows], by_value: bool) -> Rows:
@@ -371,7 +424,7 @@ def _newest(parts: Sequence[Rows], by_value: bool) -> Rows:
     return rows[0]
 
 
-_NO_ROWS = Rows(np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64))
+_NO_ROWS = Rows(np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64), NO_TIMES)
 
 
 @dataclass(frozen=True)

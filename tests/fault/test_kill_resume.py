@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from graph_stream.runs import open_run
+from ingest import write_rmat
 from spark.session import JavaMissing, require_java
 from tests.fault.command import Command, graph_stream
 from tests.fault.crashes import (
     EPOCHS,
+    RATE,
+    RECORDS,
     Outcome,
     Stream,
     epochs_of,
@@ -96,6 +100,52 @@ def test_a_run_whose_s3_server_is_killed_goes_on_or_says_why_and_can_be_resumed(
     assert outcome.scores.equals(undisturbed.scores)
 
 
+class StreamWithTimes(Stream):
+    """A stream whose records have times, by which edges expire."""
+
+    def options(
+        self, run_id: str, store: Path | str, mode: str, rate: float | None = RATE, **more: object
+    ) -> list[object]:
+        """Return the options of ``graph-stream run`` over this stream."""
+        given = {"columns": "src,dst,op,time", "window": 30_000, "allowed-lateness": 500, "partitions": 2}
+        return super().options(run_id, store, mode, rate, **given, **more)
+
+
+@pytest.fixture
+def stream_with_times(tmp_path: Path) -> StreamWithTimes:
+    """Return a stream that goes on by a record a second, some of them up to a quarter of an hour late."""
+    plain, path = tmp_path / "plain.txt", tmp_path / "timed.txt"
+    write_rmat(plain, 12, RECORDS, seed=7, deletes=0.2)
+    lateness = random.Random(1)
+    lines = enumerate(plain.read_text().splitlines())
+    path.write_text("".join(f"{line} {second - lateness.choice((0, 5, 900))}\n" for second, line in lines))
+    return StreamWithTimes(path)
+
+
+@pytest.mark.java
+def test_a_killed_run_with_event_time_resumes_to_the_undisturbed_outcome_and_is_audited(stream_with_times, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    graph_stream("run", *stream_with_times.options("undisturbed", whole, "async", rate=None)).checked()
+    undisturbed = outcome_of("undisturbed", whole)
+    crash_and_resume(stream_with_times, undisturbed, killed, "async", seed=2)
+    for name in ("watermark", "expired", "late", "tombstones"):
+        told = [epoch[name] for epoch in epochs_of("run", killed)]
+        assert told == [epoch[name] for epoch in undisturbed.epochs]
+        assert told[-1] > 0
+    skip_without_java()
+    audit = graph_stream("audit", "--run-id", "run", "--store", killed, "--json").checked()
+    assert audit.result["within_bound"]
+
+
+def skip_without_java() -> None:
+    try:
+        require_java()
+    except JavaMissing as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(2, 12))
@@ -105,12 +155,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_outcome_many_times(stream, undi
 
 @pytest.mark.java
 def test_a_batch_cut_off_by_a_crash_is_completed_once(stream, undisturbed, tmp_path):
-    try:
-        require_java()
-    except JavaMissing as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    skip_without_java()
     batches = tmp_path / "workflows" / "run" / "objects" / "batches"
     with Command("run", *stream.options("run", tmp_path, "async", batch_every=20), terminal=True) as run:
         run.until(lambda: any(batches.glob("*/attempt-*")))

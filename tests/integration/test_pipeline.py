@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import os
 import re
@@ -22,6 +23,7 @@ from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
 from graph_stream.errors import ConfigError, EpochNotFound
+from graph_stream.eventtime import NEVER, EventTimes, advanced, microseconds
 from graph_stream.graph import PartitionState
 from graph_stream.personalization import read_weights
 from graph_stream.pipeline import Progress, resume
@@ -50,10 +52,13 @@ def reference(config: RunConfig) -> Reference:
     found = Reference([], [])
     last = False
     with EpochReader([open_source(uri, config.columns) for uri in config.sources], config.epoch_edges) as reader:
-        position = reader.start()
+        position, watermark = reader.start(), NEVER
         while not last:
             batch = reader.read(position)
-            summary = combine([state.apply(state.epoch + 1, batch.src, batch.dst, batch.op, alone)], parameters)
+            times = EventTimes(microseconds(batch.time), watermark) if config.has_event_time else None
+            watermark = advanced(watermark, batch.time)
+            result = state.apply(state.epoch + 1, batch.src, batch.dst, batch.op, alone, times)
+            summary = combine([result], parameters)
             vertex, influence = state.scores()
             order = np.argsort(vertex)
             bound = error_bound(influence[order], summary.error_bound)
@@ -64,7 +69,7 @@ def reference(config: RunConfig) -> Reference:
 
 
 def expected(source: str, **options: Any) -> Reference:
-    return reference(RunConfig((source,), columns=options["columns"], epoch_edges=options["epoch_edges"]))
+    return reference(RunConfig((source,), **options))
 
 
 def hashes(store: str, run_id: str = "r") -> list[str]:
@@ -126,12 +131,10 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> str:
         (4, 2, "sync", 1),
     ],
 )
-@pytest.mark.parametrize("stream", ["rmat", "messages"])
-def test_one_state_hash_per_epoch(stream, partitions, threads, mode, checkpoint_every, store, request):
-    source, options = request.getfixturevalue(stream), RMAT if stream == "rmat" else MESSAGES
+def test_one_state_hash_per_epoch(messages, partitions, threads, mode, checkpoint_every, store):
     shape = {"partitions": partitions, "threads": threads, "checkpoint_every": checkpoint_every}
-    last = Pipeline(source, checkpoint=mode, **shape, **options).run(run_id="r", store=store)
-    assert hashes(store) == expected(source, **options).hashes
+    last = Pipeline(messages, checkpoint=mode, **shape, **MESSAGES).run(run_id="r", store=store)
+    assert hashes(store) == expected(messages, **MESSAGES).hashes
     assert last == runs.open_run("r", store).entries[-1]["row"]
 
 
@@ -185,6 +188,60 @@ def test_several_rankings_are_each_what_they_would_be_alone(rmat, store, tmp_pat
     read_weights.cache_clear()
     with pytest.raises(ConfigError, match="is not what the run began with"):
         runs.scores(run, run.newest)
+
+
+# --- event time ---------------------------------------------------------------------------------------------
+
+
+def edges_in_window(source: str, window: float) -> set[tuple[int, int]]:
+    """Return the edges at the last epoch of `MESSAGES`, read off the file: there are no deletes, nothing is late."""
+    opener = gzip.open if source.endswith(".gz") else open
+    with opener(source, "rt") as lines:
+        records = [tuple(map(int, line.split())) for line in lines]
+    last: dict[tuple[int, int], int] = {}
+    for src, dst, time in records:
+        last[src, dst] = max(time, last.get((src, dst), time))
+    in_last_epoch = (len(records) - 1) % MESSAGES["epoch_edges"] + 1
+    watermark = max(time for _, _, time in records[:-in_last_epoch])
+    return {pair for pair, time in last.items() if time > watermark - window and pair[0] != pair[1]}
+
+
+@pytest.mark.parametrize(("mode", "before", "after"), [("async", 2, 1), ("sync", 1, 3)])
+def test_edges_expire_the_same_whatever_happens(messages, mode, before, after, store):
+    with EpochReader([open_source(messages, MESSAGES["columns"])], 10**9) as reader:
+        times = reader.read(reader.start()).time
+    assert times is not None
+    options = {**MESSAGES, "window": float(np.ptp(times) // 8)}
+    shape = {"partitions": before, "checkpoint": mode, "checkpoint_every": 3}
+    run_until(Pipeline(messages, **shape, **options), store, Interrupt(7))
+    resume("r", store, partitions=after)
+    wanted = expected(messages, **options)
+    assert hashes(store) == wanted.hashes
+    run = runs.open_run("r", store)
+    for epoch in range(3, run.newest + 1):
+        assert runs.scores(run, epoch).equals(wanted.scores[epoch - 1])
+    left = edges_in_window(messages, options["window"])
+    assert set(runs.scores(run, run.newest)["vertex"].to_pylist()) == {vertex for edge in left for vertex in edge}
+    rows = [entry["row"] for entry in run.entries]
+    assert rows[-1]["edges"] == len(left) < max(row["edges"] for row in rows)
+    assert sum(row["expired"] for row in rows) == sum(row["deleted"] for row in rows) > 0
+    assert rows[0]["watermark"] is None
+    assert rows[-1]["watermark"] == sorted(times)[(run.newest - 1) * MESSAGES["epoch_edges"] - 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"window": 0.0}, "window must lie in 1e-06..1e\\+12 seconds, got 0.0"),
+        ({"window": float("nan")}, "window must be at most 1e\\+12 seconds, got nan"),
+        ({"allowed_lateness": -1.0}, "allowed-lateness must lie in 0..1e\\+12 seconds, got -1.0"),
+        ({"allowed_lateness": float("inf")}, "allowed-lateness must be at most 1e\\+12 seconds, got inf"),
+        ({"window": 60.0, "columns": "src,dst,op"}, "need a time column: --columns has src,dst,op"),
+    ],
+)
+def test_event_time_that_cannot_be_is_refused(messages, options, text):
+    with pytest.raises(ConfigError, match=text):
+        Pipeline(messages, **{"columns": "src,dst,time", **options})
 
 
 @pytest.mark.parametrize(

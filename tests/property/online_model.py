@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from graph_stream.algorithms import Parameters, Weights
 from graph_stream.certificate import TOLERANCE_SLACK
 from graph_stream.epoch import Summary, combine
+from graph_stream.eventtime import NEVER, EventTimes
 from graph_stream.graph import PartitionState
 from graph_stream.ownership import virtual_range
 from graph_stream.rounds import Exchange, run_members, together
@@ -35,6 +36,9 @@ def pair_hash(seed: int, first: int, second: int) -> int:
     return mix64(mix64(first + seed) + mix64((second & MASK) ^ seed))
 
 
+EDGE_SEEDS = (0x6A09E667F3BCC908, 0xBB67AE8584CAA73B)
+
+
 class Model:
     """The rule and the rounds as the design states them, on dictionaries, sets and unbounded integers."""
 
@@ -53,8 +57,7 @@ class Model:
 
     def apply(self, records: Iterable[Record]) -> dict[str, int]:
         """Apply one epoch; return the counts an EpochResult has."""
-        before = self.edges()
-        after = set(before)
+        after = self.edges()
         total = self_loops = 0
         for follower, followed, op in records:
             total += 1
@@ -64,6 +67,13 @@ class Model:
                 after.add((follower, followed))
             else:
                 after.discard((follower, followed))
+        counts = self.move_to(after)
+        changed = counts["inserted"] + counts["deleted"]
+        return {**counts, "unchanged": total - self_loops - changed, "self_loops": self_loops}
+
+    def move_to(self, after: set[tuple[int, int]]) -> dict[str, int]:
+        """Make these the edges, and run rounds until one does nothing; return what that has to do with edges."""
+        before = self.edges()
         net = before ^ after
         old_rows = self.follows
         self.follows = {}
@@ -83,8 +93,6 @@ class Model:
         return {
             "inserted": len(after - before),
             "deleted": len(before - after),
-            "unchanged": total - self_loops - len(net),
-            "self_loops": self_loops,
             "rounds": rounds,
             "emissions": emissions,
             "vertices": len(self.vertices()),
@@ -121,13 +129,20 @@ class Model:
         return old
 
     def state_hash(self) -> str:
-        seeds = [(0x6A09E667F3BCC908, 0x3C6EF372FE94F82B), (0xBB67AE8584CAA73B, 0xA54FF53A5F1D36F1)]
         lanes = b""
-        for edge_seed, contribution_seed in seeds:
-            total = sum(pair_hash(edge_seed, *edge) for edge in self.edges())
+        for lane, contribution_seed in enumerate((0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1)):
+            total = sum(self.graph_hashes(lane))
             total += sum(pair_hash(contribution_seed, *item) for item in self.contribution.items() if item[1])
             lanes += (total & MASK).to_bytes(8, "little")
-        return hashlib.blake2b(self.parameters.digest() + lanes, digest_size=16).hexdigest()
+        return hashlib.blake2b(self.parameters.digest() + lanes + self.moment(), digest_size=16).hexdigest()
+
+    def graph_hashes(self, lane: int) -> Iterable[int]:
+        """Return what the graph adds to a lane of the hash."""
+        return (pair_hash(EDGE_SEEDS[lane], *edge) for edge in self.edges())
+
+    def moment(self) -> bytes:
+        """Return what the hash has of the watermark."""
+        return b""
 
     def largest_lags(self) -> tuple[Fraction, Fraction]:
         """Return the exact largest positive and negative lag."""
@@ -163,12 +178,18 @@ class Run:
         self.parameters = parameters
         self.states = [PartitionState(parameters, index, partitions, threads, execution) for index in range(partitions)]
         self.epoch = 0
+        self.watermark = NEVER
 
-    def apply(self, records: Sequence[Record]) -> Summary:
+    def apply(self, records: Sequence[tuple[int, ...]]) -> Summary:
+        """Apply an epoch; with event time records have a fourth column, microseconds."""
         self.epoch += 1
-        columns = np.array(records, dtype=np.int64).reshape(-1, 3).T
-        src, dst, op = columns[0].copy(), columns[1].copy(), columns[2].astype(np.int8)
-        return combine(run_members(self.states, self.epoch, src, dst, op), self.parameters)
+        width = 3 if self.parameters.event_time is None else 4
+        columns = np.array(records, dtype=np.int64).reshape(-1, width).T.copy()
+        src, dst, op = columns[0], columns[1], columns[2].astype(np.int8)
+        times = None if width == 3 else EventTimes(columns[3], self.watermark)
+        if width == 4:
+            self.watermark = max(self.watermark, *columns[3].tolist(), NEVER)
+        return combine(run_members(self.states, self.epoch, src, dst, op, times), self.parameters)
 
     def scores(self) -> dict[int, float]:
         return dict(
@@ -183,14 +204,19 @@ class Run:
 
 def base_of(run: Run) -> bytes:
     """Return the state of all members as one snapshot object."""
-    rows = zip(*(state.capture_all().rows() for state in run.states), strict=True)
-    return encode(Changes.of_rows(*(np.concatenate(columns) for columns in rows)), 1, run.epoch)
+    return encode(joined([state.capture_all() for state in run.states]), 1, run.epoch)
+
+
+def joined(parts: Sequence[Changes]) -> Changes:
+    """Return the changes of several members, of one epoch, as one."""
+    rows = zip(*(part.rows() for part in parts), strict=True)
+    return Changes.of_rows(*(np.concatenate(columns) for columns in rows), parts[0].watermark)
 
 
 def restored(run: Run, base: bytes, partitions: int, threads: int = 1, execution: str = "auto") -> Run:
     """Return a new run at the epoch of another, every member having read its own share of one base object."""
     twin = Run(run.parameters, partitions, threads, execution)
-    twin.epoch = run.epoch
+    twin.epoch, twin.watermark = run.epoch, run.watermark
 
     def work(member: int, exchange: Exchange) -> None:
         twin.states[member].restore([decode(base, virtual_range(member, partitions))], exchange, run.epoch)

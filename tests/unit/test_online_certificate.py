@@ -117,8 +117,8 @@ def test_round_cap_publishes_the_measured_lag_and_the_next_epoch_goes_on(monkeyp
         run.check_invariants()
     twin = Run(parameters, 3)
     twin.epoch = run.epoch
-    kind, key, value = (np.concatenate(c) for c in zip(*(s.capture_all().rows() for s in run.states), strict=True))
-    whole = Changes.of_rows(kind, key, value)
+    rows = (np.concatenate(columns) for columns in zip(*(s.capture_all().rows() for s in run.states), strict=True))
+    whole = Changes.of_rows(*rows)
     together(3, lambda member, exchange: twin.states[member].restore([whole], exchange, run.epoch))
     twin.check_invariants()
     monkeypatch.setattr(ranking, "ROUND_CAP", 10_000)

@@ -240,7 +240,7 @@ def test_rows_against_sets():
         run.apply(stream)
         model.apply(stream)
         state = run.states[0]
-        follower, followed = state._adjacency.edge_slots()
+        follower, followed, _ = state._adjacency.edge_slots()
         ids = state._adjacency.vertices.id
         assert set(zip(ids[follower].tolist(), ids[followed].tolist(), strict=True)) == model.edges()
         run.check_invariants()

@@ -34,7 +34,7 @@ def some_changes(rows: int, seed: int = 0) -> Changes:
 
 
 def rows_of(changes: Changes) -> list[tuple[int, int, int]]:
-    return sorted(zip(*(column.tolist() for column in changes.rows()), strict=True))
+    return sorted(zip(*(column.tolist() for column in changes.rows()[:3]), strict=True))
 
 
 def test_object_has_the_documented_layout():
@@ -57,7 +57,7 @@ def test_object_has_the_documented_layout():
 def test_equal_changes_give_equal_bytes():
     changes = some_changes(300)
     shuffled = np.random.default_rng(1).permutation(900)
-    kind, key, value = changes.rows()
+    kind, key, value, _ = changes.rows()
     assert encode(Changes.of_rows(kind[shuffled], key[shuffled], value[shuffled]), 1, 2) == encode(changes, 1, 2)
 
 

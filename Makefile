@@ -40,7 +40,7 @@ lint: setup ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-online bench-engine ## Measure everything [RUNS=5].
+bench: bench-online bench-engine bench-ingest ## Measure everything [RUNS=5].
 
 bench-online: setup ## Measure the online tier beside the reference kernel and its peers [RUNS=5 ONLY=throughput,small,...].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
@@ -58,6 +58,10 @@ bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RU
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/engine.py --runs $(RUNS)
 
+bench-ingest: setup ## Measure parsing and Kafka beside the readers they are made of [RUNS=5].
+	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python benchmarks/ingestion.py --runs $(RUNS)
+
 services-up: ## Start a local S3 server and a Kafka broker on 127.0.0.1 [S3_PORT=9000 KAFKA_PORT=9092].
 	@clusters/local/services.sh up
 
@@ -73,4 +77,4 @@ soak: setup ## Run the long forms of the crash and simulation suites.
 fig7c: setup ## CDF of online latency in the three modes [EPOCHS=350 WARMUP=150 BATCH_EVERY=20].
 	$(BIN)/python benchmarks/fig7c.py --epochs $(EPOCHS) --warmup $(WARMUP) --batch-every $(BATCH_EVERY)
 
-.PHONY: help setup demo test lint bench bench-online bench-engine services-up services-down nightly soak fig7c
+.PHONY: help setup demo test lint bench bench-online bench-engine bench-ingest services-up services-down nightly soak fig7c

@@ -8,11 +8,12 @@ later are read from their beginning.
 Kafka's client is imported when a topic is first read.
 """
 
+import contextlib
+import gc
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -135,7 +136,7 @@ class KafkaSource:
             while True:
                 if feed.lost is not None:
                     yield self._skip(split, feed)
-                elif feed.waiting or feed.reached > offset:
+                elif feed.values or feed.reached > offset:
                     offset = feed.reached
                     values, offsets = self._connection.take(feed)
                     yield parser.chunk(values, np.array(offsets, np.int64), offset)
@@ -171,8 +172,8 @@ class _Feed:
 
     Attributes
     ----------
-    waiting
-        The messages.
+    values, offsets
+        The messages: what each holds, and where it is.
     reached
         The offset up to which the partition is known: messages, and gaps that transactions and compaction leave.
     lost
@@ -181,9 +182,22 @@ class _Feed:
 
     def __init__(self, partition: "TopicPartition", offset: int) -> None:
         self.partition = partition
-        self.waiting: deque[Any] = deque()
+        self.values: list[bytes | None] = []
+        self.offsets: list[int] = []
         self.reached = offset
         self.lost: tuple[int, int] | None = None
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking again and again at the tuples of messages while they are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Connection:
@@ -248,10 +262,11 @@ class _Connection:
 
     def take(self, feed: _Feed) -> tuple[list[bytes | None], list[int]]:
         """Return the values and offsets of the messages that wait, and let more come."""
-        messages, feed.waiting = feed.waiting, deque()
-        if len(messages) >= FULL_RECORDS and self._consumer is not None:
+        taken = feed.values, feed.offsets
+        feed.values, feed.offsets = [], []
+        if len(taken[0]) >= FULL_RECORDS and self._consumer is not None:
             self._consumer.resume(feed.partition)
-        return [message.value for message in messages], [message.offset for message in messages]
+        return taken
 
     def skip(self, feed: _Feed) -> None:
         """Go on at the earliest offset that is left."""
@@ -271,7 +286,8 @@ class _Connection:
 
         consumer = self._connected()
         try:
-            found = consumer.poll(timeout_ms=int(seconds * 1000), max_records=POLL_RECORDS)
+            with _uncollected():
+                found = consumer.poll(timeout_ms=int(seconds * 1000), max_records=POLL_RECORDS)
         except errors.OffsetOutOfRangeError as error:
             for partition, wanted in error.args[0].items():
                 self._find_lost(partition, wanted)
@@ -281,9 +297,10 @@ class _Connection:
             return False
         for partition, messages in found.items():
             feed = self._feeds[partition]  # what is not assigned is not returned
-            feed.waiting.extend(messages)
+            feed.values.extend([message.value for message in messages])
+            feed.offsets.extend([message.offset for message in messages])
             feed.reached = messages[-1].offset + 1
-            if len(feed.waiting) >= FULL_RECORDS:
+            if len(feed.values) >= FULL_RECORDS:
                 consumer.pause(partition)
         if found:
             self._heard()
@@ -299,7 +316,7 @@ class _Connection:
         self._look_for_life()
         consumer = self._connected()
         for feed in self._feeds.values():
-            if not feed.waiting and feed.lost is None:
+            if not feed.values and feed.lost is None:
                 feed.reached = max(feed.reached, consumer.position(feed.partition, timeout_ms=0) or 0)
 
     def close(self) -> None:

@@ -265,7 +265,7 @@ def test_memory_for_messages_does_not_grow_with_the_topic(kafka):
         total += len(block.records)
     feeds = source._connection._feeds.values()
     assert total + len(block.records) == 20_000
-    assert max(len(feed.waiting) for feed in feeds) < 20_000
+    assert max(len(feed.values) for feed in feeds) < 20_000
     rest = 1
     while not (block := unread.read(1000)).end:
         rest += len(block.records)

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -371,6 +372,63 @@ def report(run_ids: tuple[str, ...], store: str, out: Path, warmup: int) -> None
     written = write_report([runs.report_of(each, about) for each in opened], out, warmup)
     for path in written:
         click.echo(path)
+
+
+@cli.group("quarantine")
+def quarantine_commands() -> None:
+    """Look at records that could not be parsed, and take them back."""
+
+
+_quarantine_epoch = click.option("--epoch", type=click.IntRange(1), help="Only this one.  [default: all committed]")
+
+
+@quarantine_commands.command("ls")
+@_run_id
+@_store
+@_quarantine_epoch
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write FILE.parquet instead of a list.")
+@_json
+def list_quarantine(run_id: str, store: str, epoch: int | None, out: Path | None, as_json: bool) -> None:
+    """List the bad records of committed epochs, one line each; JSON lines with --json."""
+    from graph_stream import quarantine, runs
+
+    found = runs.bad_records(runs.open_run(run_id, store), epoch)
+    if out is not None:
+        reasons = runs.write_bad_records(found, out)
+    else:
+        reasons = Counter()
+        for number, records in found:
+            for record in records:
+                click.echo(
+                    json.dumps(quarantine.as_json(number, record)) if as_json else quarantine.as_line(number, record)
+                )
+            reasons.update(record.reason for record in records)
+    for reason, count in reasons.most_common():
+        click.echo(f"{count:>9}  {reason}", err=True)
+    click.echo(f"{reasons.total():>9}  bad records{'' if out is None else f' -> {out}'}", err=True)
+
+
+@quarantine_commands.command("replay")
+@_run_id
+@_store
+@_quarantine_epoch
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="FILE.txt, .tsv, .csv or .jsonl, as the records are; a new file.",
+)
+def replay_quarantine(run_id: str, store: str, epoch: int | None, out: Path) -> None:
+    """Write bad records to a file as they came, to be mended and read as a source; exits 1 if any is left out."""
+    from graph_stream import replay, runs
+
+    opened = runs.open_run(run_id, store)
+    done = replay.replay_to_file(runs.bad_records(opened, epoch), opened.config.columns, out)
+    click.echo(f"{done.written} records -> {out}", err=True)
+    for line in done.notes():
+        click.echo(line, err=True)
+    if done.left_out:
+        sys.exit(EXIT_FAILED)
 
 
 @cli.group()

@@ -66,7 +66,8 @@ class Reader:
         dict
             JSON-able: what the epoch takes of each split, how many records it has and was refused, whether it
             is the last, when its schedule closed it (None where that did not), and its offsets for display; with
-            event time its watermark, which is what the epochs before it amount to.
+            bad records the name of the object that holds them; with event time its watermark, which is what the
+            epochs before it amount to.
 
         Raises
         ------
@@ -77,12 +78,11 @@ class Reader:
         """
         began = time.time()
         batch = self._reader.read(self._reader.start() if self._position is None else self._position)
-        self._ready[epoch] = (batch, began, time.time())
+        # Behind the cut nobody needs the bad records: they do not travel with the good ones.
+        self._ready[epoch] = (dataclasses.replace(batch, bad=[]), began, time.time())
         self._position = batch.end
         self._rejected += len(batch.bad)
-        if batch.bad:
-            context = exoflow.context()
-            context.write_object(quarantine.name(epoch), quarantine.encode(batch.bad))
+        kept = _put_into_quarantine(epoch, batch) if batch.bad else {}
         self._refuse_too_many(epoch, batch)
         watermark = self._event_time_state()
         self._watermark = advanced(self._watermark, batch.time)
@@ -93,6 +93,7 @@ class Reader:
             "rejected": len(batch.bad),
             "last": batch.last or epoch == self._config.epochs,
             "offsets": batch.offsets,
+            **kept,
             **watermark,
         }
 
@@ -140,6 +141,13 @@ class Reader:
             f"the first is at {first.split}, offset {first.offset}: {first.reason}"
         )
         raise TooManyBadRecords(message)
+
+
+def _put_into_quarantine(epoch: int, batch: EpochBatch) -> dict[str, str]:
+    data = quarantine.encode(batch.bad)
+    name = quarantine.name_of(epoch, data)
+    exoflow.context().write_object(name, data)
+    return {"quarantine": name}
 
 
 class _Schedule:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import exoflow
 from exoflow.blobs import Blobs, object_key
 from exoflow.pins import pin
 from exoflow.storage import Store, open_store
-from graph_stream import ledger, snapshot, sources
+from graph_stream import ledger, quarantine, snapshot, sources
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine, combined_hash
@@ -36,7 +37,8 @@ from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, late
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
 from graph_stream.topk import top_k
-from ingest import EpochReader
+from graph_stream.whole import written_whole
+from ingest import BadRecord, EpochReader
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -242,13 +244,11 @@ def write_scores(table: pa.Table, path: Path) -> None:
     if path.suffix not in (".parquet", ".csv"):
         message = f"cannot write scores to {path}: use a name that ends in .parquet or .csv"
         raise ConfigError(message)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    if path.suffix == ".parquet":
-        pq.write_table(table, temporary)
-    else:
-        pyarrow.csv.write_csv(table, temporary)
-    temporary.replace(path)
+    with written_whole(path) as part:
+        if path.suffix == ".parquet":
+            pq.write_table(table, part)
+        else:
+            pyarrow.csv.write_csv(table, part)
 
 
 def top(run: Run, epoch: int, k: int, algorithm: str | None = None) -> pa.Table:
@@ -264,6 +264,45 @@ def top(run: Run, epoch: int, k: int, algorithm: str | None = None) -> pa.Table:
     found = top_k(table["vertex"].to_numpy(), table["influence"].to_numpy(), e_plus, e_minus, k)
     best = table.take(found.index)
     return best.append_column("proven", [found.proven]).append_column("in_order", [found.in_order])
+
+
+# --- bad records ------------------------------------------------------------------------------------------
+
+
+def bad_records(run: Run, epoch: int | None = None) -> Iterator[tuple[int, list[BadRecord]]]:
+    """Yield the bad records of committed epochs, of one or of all, epoch by epoch; epochs without are passed over.
+
+    Raises
+    ------
+    EpochNotFound
+        When the epoch is not committed.
+    exoflow.CorruptRecord
+        When what was kept is missing or damaged.
+    """
+    rows = [entry["row"] for entry in run.entries] if epoch is None else [run.row(run.epoch_or_newest(epoch))]
+    for row in rows:
+        name = quarantine.name_in(row)
+        if name is not None:
+            yield row["epoch"], quarantine.decode(row, run.store.get(object_key(run.run_id, name)))
+
+
+def write_bad_records(bad: Iterable[tuple[int, list[BadRecord]]], path: Path) -> Counter[str]:
+    """Write bad records as Parquet with `quarantine.TABLE_SCHEMA`, whole or not at all; return how many by reason.
+
+    Raises
+    ------
+    ConfigError
+        Where the name does not end in ``.parquet``.
+    """
+    if path.suffix != ".parquet":
+        message = f"cannot write bad records to {path}: use a name that ends in .parquet"
+        raise ConfigError(message)
+    reasons: Counter[str] = Counter()
+    with written_whole(path) as part, pq.ParquetWriter(part, quarantine.TABLE_SCHEMA) as writer:
+        for epoch, records in bad:
+            writer.write_table(quarantine.table_of(epoch, records))
+            reasons.update(record.reason for record in records)
+    return reasons
 
 
 # --- tables for reports -----------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from ingest.epochs import EpochBatch, EpochReader, Position
 from ingest.generate import write_rmat
 from ingest.kafka import ON_LOST_OFFSET
 from ingest.kafka_group import GroupMirror, group_mirror
+from ingest.originals import FORMS, Originals, form_of
 from ingest.source import BadRecord, Block, IngestError, Records, Source, SourceError, SplitReader
 from ingest.uri import open_source
 
 __all__ = [
+    "FORMS",
     "ON_LOST_OFFSET",
     "BadRecord",
     "Block",
@@ -19,11 +21,13 @@ __all__ = [
     "EpochReader",
     "GroupMirror",
     "IngestError",
+    "Originals",
     "Position",
     "Records",
     "Source",
     "SourceError",
     "SplitReader",
+    "form_of",
     "group_mirror",
     "open_source",
     "write_rmat",

@@ -6,18 +6,19 @@ is decompressed from its beginning.
 """
 
 import glob
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from ingest.formats import KNOWN_FORMATS, file_format
+from ingest.formats import KNOWN_FORMATS, FileFormat, file_format
 from ingest.parquet import ParquetSplit, parquet_chunks
 from ingest.reader import ChunkedReader, Chunks
 from ingest.source import JsonValue, SourceError
 from ingest.streams import open_bytes, open_lines
-from ingest.text import CHUNK_BYTES, MAX_LINE_BYTES, TextSplit, text_chunks
+from ingest.text import CHUNK_BYTES, MAX_LINE_BYTES, TextSplit, header_of, pieces_of_line, text_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +85,69 @@ class FileSource:
     def close(self) -> None:
         """Do nothing: only readers hold something open."""
 
+    def header(self, split: str) -> bytes | None:
+        """Return the header of a CSV file without its line end; None where it has none.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be read.
+        """
+        text = self._text(split)
+        with self._reading(split, 0):
+            return None if text is None else header_of(text)
+
+    def line(self, split: str, offset: int) -> Iterator[bytes]:
+        """Yield the line that begins at an offset, without its line feed, in pieces of bounded size.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be read, is no text file, or no line begins there (any more).
+        """
+        text = self._text(split)
+        if text is None:
+            raise SourceError(self.uri, f"{split!r} has no lines")
+        with self._reading(split, offset), closing(pieces_of_line(text, offset)) as pieces:
+            yield from pieces
+
     def _chunks(self, split: str, position: int) -> Chunks:
         """Yield the chunks of a file; what the system and pyarrow raise comes out as a `SourceError`."""
-        path = self.files[split]
         try:
-            with closing(self._open(split, path, position)) as chunks:
+            with closing(self._open(split, position)) as chunks:
                 for chunk in chunks:
                     yield chunk
                     position = chunk.end(position)
         except (OSError, pa.ArrowException) as error:
             detail = (
-                f"{str(path)!r} cannot be read from position {position} on: {error}. "
+                f"{str(self.files[split])!r} cannot be read from position {position} on: {error}. "
                 "Nothing before it is lost: put the file right and resume"
             )
             raise SourceError(self.uri, detail) from error
 
-    def _open(self, split: str, path: Path, position: int) -> Chunks:
-        kind = file_format(path.name)
-        assert kind is not None  # checked when the files were found
+    @contextmanager
+    def _reading(self, split: str, offset: int) -> Iterator[None]:
+        """Turn what the system and pyarrow raise into a `SourceError`."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            detail = f"{str(self.files[split])!r} cannot be read at position {offset}: {error}"
+            raise SourceError(self.uri, detail) from error
+
+    def _open(self, split: str, position: int) -> Chunks:
+        text = self._text(split)
+        if text is not None:
+            return text_chunks(text, position)
+        path, kind = self._file(split)
+        rows = ParquetSplit(self.uri, split, lambda: open_bytes(path, kind), self.names)
+        return parquet_chunks(rows, position)
+
+    def _text(self, split: str) -> TextSplit | None:
+        """Return a file as lines; None where it is Parquet."""
+        path, kind = self._file(split)
         if kind.kind == ".parquet":
-            rows = ParquetSplit(self.uri, split, lambda: open_bytes(path, kind), self.names)
-            return parquet_chunks(rows, position)
-        text = TextSplit(
+            return None
+        return TextSplit(
             self.uri,
             split,
             lambda offset: open_lines(path, kind, offset),
@@ -114,7 +156,14 @@ class FileSource:
             self.chunk_bytes,
             self.max_line_bytes,
         )
-        return text_chunks(text, position)
+
+    def _file(self, split: str) -> tuple[Path, FileFormat]:
+        path = self.files.get(split)
+        if path is None:
+            raise SourceError(self.uri, f"{split!r} is not there (any more)")
+        kind = file_format(path.name)
+        assert kind is not None  # checked when the files were found
+        return path, kind
 
 
 def _find_files(path: str) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ingest.parse import Layout, layout_of, parse_lines
 from ingest.reader import Chunk
-from ingest.source import MAX_RAW_BYTES, BadRecord, Int64s, no_records
+from ingest.source import BadRecord, Int64s, no_records
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """A longer message is a bad record."""
@@ -68,9 +68,9 @@ class MessageParser:
             else:
                 lines.append(line)
                 kept.append(number)
-        faulty = {offset: values[number] for number, offset in enumerate(offsets.tolist()) if offset in faults}
+        values_at = dict(zip(offsets.tolist(), values, strict=True)) if faults else {}
         chunk = self._parsed(b"".join(lines), [values[number] for number in kept], offsets[kept], reached)
-        bad = [BadRecord(self._uri, self._split, at, _raw(faulty[at]), reason) for at, reason in faults.items()]
+        bad = [self._bad_record(at, values_at[at], reason) for at, reason in faults.items()]
         merged = tuple(sorted([*chunk.bad, *bad], key=lambda record: record.offset))
         ends = tuple(record.offset + 1 for record in merged)
         return Chunk(chunk.records, chunk.starts, chunk.ends, merged, ends, reached)
@@ -87,8 +87,12 @@ class MessageParser:
         bad = []
         for start, _end, reason in parsed.bad:
             number = int(np.searchsorted(firsts, start))
-            bad.append(BadRecord(self._uri, self._split, int(offsets[number]), _raw(values[number]), reason))
+            bad.append(self._bad_record(int(offsets[number]), values[number], reason))
         return Chunk(parsed.records, starts, starts + 1, tuple(bad), tuple(each.offset + 1 for each in bad), reached)
+
+    def _bad_record(self, offset: int, value: bytes | None, reason: str) -> BadRecord:
+        whole = (value or b"").removesuffix(b"\n").removesuffix(b"\r")
+        return BadRecord.of(self._uri, self._split, offset, whole, reason)
 
 
 def _joined(values: Sequence[bytes | None]) -> bytes | None:
@@ -145,7 +149,3 @@ def _column(name: str, value: Any) -> str | None:
         return f"{value:.9f}" if abs(value) < 1e18 else None
     text = value if isinstance(value, str) and value.isprintable() and value.isascii() else None
     return text if name == "time" or text in ("+", "-") else None
-
-
-def _raw(value: bytes | None) -> bytes:
-    return (value or b"").removesuffix(b"\n").removesuffix(b"\r")[:MAX_RAW_BYTES]

@@ -14,7 +14,7 @@ from ingest.formats import COLUMNS
 from ingest.normalise import MAX_SECONDS_DIGITS
 from ingest.parse import op_signs
 from ingest.reader import Chunk, Chunks
-from ingest.source import MAX_RAW_BYTES, BadRecord, Float64s, Records, SourceError
+from ingest.source import BadRecord, Float64s, Records, SourceError
 from ingest.streams import CHANGED
 
 BATCH_ROWS: Final = 32 * 1024
@@ -120,7 +120,7 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     timed = None if records.time is None else records.time[fine]
     reasons = [faults[first][0] for first in masks[:, wrong].argmax(axis=0)]
     bad = tuple(
-        BadRecord(split.uri, split.split, offset, json.dumps(values, default=str).encode()[:MAX_RAW_BYTES], reason)
+        BadRecord.of(split.uri, split.split, offset, json.dumps(values, default=str).encode(), reason)
         for offset, values, reason in zip(
             starts[wrong].tolist(), batch.filter(pa.array(wrong)).to_pylist(), reasons, strict=True
         )

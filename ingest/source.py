@@ -22,8 +22,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-MAX_RAW_BYTES = 1024
-"""Bytes kept of a record that could not be parsed."""
+MAX_RAW_BYTES = 8 * 1024
+"""Bytes kept of a record that could not be parsed: all of nearly any, and an epoch of them fits in memory."""
 
 MAX_BAD_PER_BLOCK = 1000
 """Bad records one block may hold, so that a file that is no edge list at all is read in bounded memory."""
@@ -104,6 +104,8 @@ class BadRecord:
         The record without its line end, cut at `MAX_RAW_BYTES`.
     reason
         What was wrong with it.
+    cut
+        Whether there was more of it than `raw`.
     """
 
     source: str
@@ -111,6 +113,14 @@ class BadRecord:
     offset: int
     raw: bytes
     reason: str
+    cut: bool = False
+
+    @staticmethod
+    def of(
+        source: str, split: str, offset: int, whole: bytes, reason: str, max_bytes: int = MAX_RAW_BYTES
+    ) -> "BadRecord":
+        """Return a bad record that keeps as much of `whole` as may be kept."""
+        return BadRecord(source, split, offset, whole[:max_bytes], reason, cut=len(whole) > max_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -121,17 +121,33 @@ def text_chunks(split: TextSplit, position: int) -> Chunks:
 
 
 def _lines_from(split: TextSplit, offset: int) -> Iterator[Lines]:
-    behind_mark = offset <= len(_BYTE_ORDER_MARK)  # where a line begins that no line feed stands before
-    with split.open(0 if behind_mark else offset) as stream:
-        if behind_mark:
-            stream.read(offset)
+    with _stream_from(split, offset) as stream:
         yield from read_lines(stream, offset, split.chunk_bytes, split.max_line_bytes)
+
+
+def _stream_from(split: TextSplit, offset: int) -> pa.NativeFile:
+    """Open the file where a line begins."""
+    if offset > len(_BYTE_ORDER_MARK):
+        return split.open(offset)
+    stream = split.open(0)  # no line feed stands before what follows the mark
+    stream.read(offset)
+    return stream
+
+
+def pieces_of_line(split: TextSplit, offset: int) -> Iterator[bytes]:
+    """Yield a line without its line feed, however long it is, in pieces of bounded size."""
+    with _stream_from(split, offset) as stream:
+        while data := stream.read(split.chunk_bytes):
+            piece, line_feed, _ = data.partition(b"\n")
+            yield piece
+            if line_feed:
+                return
 
 
 def _chunk(split: TextSplit, lines: Lines, layout: Layout) -> Chunk:
     parsed = parse_lines(lines.data, layout, split.max_line_bytes)
     bad = tuple(
-        BadRecord(split.uri, split.split, lines.offset + start, _raw(split, lines.data[start:end]), reason)
+        _bad_record(split, lines.offset + start, lines.data[start:end].removesuffix(b"\n"), reason)
         for start, end, reason in parsed.bad
     )
     ends = parsed.ends + lines.offset
@@ -140,31 +156,47 @@ def _chunk(split: TextSplit, lines: Lines, layout: Layout) -> Chunk:
     return Chunk(parsed.records, parsed.starts + lines.offset, ends, bad, bad_ends)
 
 
-def _raw(split: TextSplit, line: bytes) -> bytes:
-    """Return what is kept of a bad line: as much of a long one, however it was read."""
-    return line.removesuffix(b"\n").removesuffix(b"\r")[: min(MAX_RAW_BYTES, split.max_line_bytes)]
+def _bad_record(split: TextSplit, offset: int, line: bytes, reason: str) -> BadRecord:
+    """Return a bad line; of one that is too long as much is kept, however much of it was read."""
+    if len(line) <= split.max_line_bytes:
+        line = line.removesuffix(b"\r")
+    return BadRecord.of(split.uri, split.split, offset, line, reason, min(MAX_RAW_BYTES, split.max_line_bytes))
 
 
 def _layout(split: TextSplit) -> tuple[Layout, int]:
     """Return the layout of the lines and the offset of the first that may be a record.
 
-    The first line of a CSV file that is no comment and not blank is a header where it does not parse. With
-    a header that holds all the wanted names the columns go by name, else by position.
+    With a header that holds all the wanted names the columns go by name, else by position.
     """
     layout = layout_of(_DELIMITERS[split.kind], split.names)
+    header, first = _header(split, layout)
+    return (layout if header is None else _header_layout(layout, header, split.names)), first
+
+
+def header_of(split: TextSplit) -> bytes | None:
+    """Return the header of a text file without its line end; None where it has none."""
+    header, _ = _header(split, layout_of(_DELIMITERS[split.kind], split.names))
+    return None if header is None else header.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _header(split: TextSplit, layout: Layout) -> tuple[bytes | None, int]:
+    """Return the header, if there is one, and the offset of the first line that may be a record.
+
+    The first line of a CSV file that is no comment and not blank is a header where it does not parse.
+    """
     with split.open(0) as stream:
         mark = stream.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
     first = len(_BYTE_ORDER_MARK) if mark else 0
     if split.kind != ".csv":
-        return layout, first
+        return None, first
     for lines in _lines_from(split, first):
         parsed = parse_lines(lines.data, layout, split.max_line_bytes)
         if len(parsed.records) and not (parsed.bad and parsed.bad[0][0] < parsed.starts[0]):
             break
         if parsed.bad:
             start, end, _ = parsed.bad[0]
-            return _header_layout(layout, lines.data[start:end], split.names), lines.end_in_file(end)
-    return layout, first
+            return lines.data[start:end], lines.end_in_file(end)
+    return None, first
 
 
 def _header_layout(by_position: Layout, header: bytes, names: tuple[str, ...]) -> Layout:

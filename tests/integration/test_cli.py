@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -119,7 +120,9 @@ def commands(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
 
 
 def test_the_commands_are_those_that_were_promised():
-    assert set(cli.commands) == {"run", "resume", "epochs", "scores", "top", "batch", "audit", "report", "generate"}
+    assert set(cli.commands) == {
+        *("run", "resume", "epochs", "scores", "top", "batch", "audit", "report", "quarantine", "generate")
+    }
 
 
 @pytest.mark.parametrize("path", list(commands(cli)), ids=" ".join)
@@ -281,13 +284,96 @@ def test_generate(call, tmp_path):
     assert len(out.read_text().splitlines()) == 100
 
 
+# --- bad records ------------------------------------------------------------------------------------------
+
+LONG = b"8 9" + b"," * 10_000
+
+
+def write_dirty(path: Path) -> dict[int, bytes]:
+    """Write 80 edges, with three bad lines in the second ten and one in the seventh; return these by offset."""
+    lines = [b"%d %d" % (i, i + 1) for i in range(80)]
+    lines[12:12] = [b"1 \xff", LONG]
+    lines[16:16] = [b"18446744073709551616 7"]
+    lines[68:68] = [b"\x1b[2J"]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    starts = [sum(len(line) + 1 for line in lines[:i]) for i in range(len(lines))]
+    return {starts[i]: lines[i] for i in (12, 13, 16, 68)}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_bad_records_are_shown_once_committed_and_can_be_mended_and_fed_again(call, store, tmp_path):
+    source = tmp_path / "edges.txt"
+    bad = write_dirty(source)
+    limited = ["run", *at(store), "--source", source, "--epoch-edges", 10, "--threads", 1, "--max-bad-records", 3]
+    assert "the first is at edges.txt, offset" in call(*limited).err
+
+    # The second epoch is committed before the seventh is cut. That one never is, and yet its object lies there.
+    objects = [path.name for path in files_below(store) if path.parent.name == "quarantine"]
+    assert [name[:18] for name in sorted(objects)] == ["epoch-000000000002", "epoch-000000000007"]
+    listed = call("quarantine", "ls", *at(store), "--json")
+    assert listed.code == 0
+    rows = [json.loads(line) for line in listed.out.splitlines()]
+    assert [row["offset"] for row in rows] == list(bad)[:3]
+    assert [base64.b64decode(row["raw_base64"]) for row in rows] == [bad[row["offset"]][:8192] for row in rows]
+    assert {(row["epoch"], row["source"], row["split"]) for row in rows} == {(2, str(source), "edges.txt")}
+    assert [row["cut"] for row in rows] == [False, True, False]
+    assert sorted(line.split(maxsplit=1)[1] for line in listed.err.splitlines()[:-1]) == [
+        *("dst is not an integer", "src is out of the int64 range", "the line is not UTF-8"),
+    ]
+    assert listed.err.splitlines()[-1].split() == ["3", "bad", "records"]
+
+    source.write_bytes(source.read_bytes().replace(b"\x1b[2J", b"#[2J"))
+    assert call("resume", *at(store), "--json").result["rejected"] == 3
+    words = call("quarantine", "ls", *at(store), "--epoch", 2)
+    assert [line.split()[0] for line in words.out.splitlines()] == ["2", "2", "2"]
+    assert r": the line is not UTF-8: 1 \xff" in words.out
+    assert call("quarantine", "ls", *at(store), "--epoch", 3).out == ""
+    table = tmp_path / "bad.parquet"
+    assert call("quarantine", "ls", *at(store), "--out", table).out == ""
+    assert pq.read_table(table)["raw"].to_pylist() == [line[:8192] for line in list(bad.values())[:3]]
+
+    out = tmp_path / "bad.txt"
+    replayed = call("quarantine", "replay", *at(store), "--out", out)
+    assert (replayed.code, replayed.err) == (0, f"3 records -> {out}\n")
+    assert out.read_bytes() == b"1 \xff\n" + LONG + b"\n18446744073709551616 7\n"
+    again = call("quarantine", "replay", *at(store), "--out", out)
+    assert again.code == 2
+    assert "choose another name" in again.err
+
+    out.write_bytes(out.read_bytes().replace(b"\xff", b"2").replace(b",", b"").replace(b"18446744073709551616", b"18"))
+    fed = call("run", *options(store, out, "mended"))
+    assert (fed.result["edges"], fed.result["rejected"]) == (3, 0)
+
+    source.unlink()
+    gone = call("quarantine", "replay", *at(store), "--out", tmp_path / "gone.txt")
+    assert gone.code == 1
+    assert "1 left out: only its beginning was kept, and it cannot be read again" in gone.err
+    assert (tmp_path / "gone.txt").read_bytes() == b"1 \xff\n18446744073709551616 7\n"
+
+
+def test_a_run_without_bad_records_has_an_empty_quarantine(call, whole, tmp_path):
+    ended = call("quarantine", "ls", *at(whole))
+    assert (ended.code, ended.out, ended.err.split()) == (0, "", ["0", "bad", "records"])
+    unknown = call("quarantine", "replay", *at(whole), "--epoch", 99, "--out", tmp_path / "bad.txt")
+    assert unknown.code == 2
+    assert f"committed are epochs 1 to {EPOCHS}" in unknown.err
+    assert not files_below(tmp_path)
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["resume", "epochs", "scores", "top", "batch", "audit", "report"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("resume", "epochs", "scores", "top", "batch", "audit", "report"),
+        *("quarantine ls", "quarantine replay"),
+    ],
+)
 def test_an_unknown_id_exits_2_and_writes_nothing(call, store, tmp_path, command):
-    out = {"scores": ["--out", tmp_path / "scores.csv"], "report": ["--out", tmp_path / "report"]}
-    ended = call(command, *at(store, "nobody"), *out.get(command, []))
+    out = {"scores": "scores.csv", "report": "report", "quarantine replay": "bad.txt"}
+    more = ["--out", tmp_path / out[command]] if command in out else []
+    ended = call(*command.split(), *at(store, "nobody"), *more)
     assert ended.code == 2
     assert "no workflow 'nobody'" in ended.err
     assert ended.out == ""

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import io
 import os
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import exoflow
-from graph_stream import Pipeline, quarantine, runs
+from graph_stream import Pipeline, runs
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
@@ -324,30 +321,19 @@ def dirty(tmp_path: Path) -> Path:
     return path
 
 
-def quarantined(store: str) -> Iterator[dict[str, Any]]:
-    from exoflow.blobs import object_key
-    from exoflow.storage import open_store
-
-    opened = open_store(store)
-    for key in opened.list(object_key("r", "quarantine")):
-        data = opened.get(key)
-        assert data is not None
-        table = pq.read_table(io.BytesIO(data))
-        assert table.schema.equals(quarantine.SCHEMA)
-        yield from table.to_pylist()
-
-
 @pytest.mark.parametrize("mode", ["none", "async", "sync"])
 def test_bad_records_are_quarantined_once_whatever_happens(dirty, mode, store):
     options = {"columns": "src,dst", "epoch_edges": 500}
     run_until(Pipeline(str(dirty), checkpoint=mode, **options), store, Interrupt(9))
     last = resume("r", store)
     assert (last["total_records"], last["total_rejected"]) == (6_000, len(BAD_LINES))
-    found = list(quarantined(store))
-    assert [each["raw"].decode() for each in found] == list(BAD_LINES.values())
+    found = list(runs.bad_records(runs.open_run("r", store)))
+    assert [epoch for epoch, _ in found] == [3, 9, 12]
+    records = [record for _, of_epoch in found for record in of_epoch]
+    assert [record.raw.decode() for record in records] == list(BAD_LINES.values())
     data = dirty.read_bytes()
-    assert all(data[each["offset"] :].startswith(each["raw"]) for each in found)
-    assert all(each["reason"] and each["split"] == "dirty.txt" for each in found)
+    assert all(data[record.offset :].startswith(record.raw) for record in records)
+    assert all(record.reason and record.split == "dirty.txt" and not record.cut for record in records)
     assert hashes(store) == expected(str(dirty), **options).hashes
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ingest import reader
 from ingest.files import FileSource
 from ingest.parse import layout_of, parse_any, parse_plain
-from ingest.source import Block
+from ingest.source import MAX_RAW_BYTES, Block
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 KINDS = (".txt", ".tsv", ".csv")
@@ -45,6 +45,7 @@ class Bad:
     end: int
     raw: bytes
     reason: str
+    cut: bool
 
 
 def refuse(reason: str) -> NoReturn:
@@ -74,12 +75,13 @@ def naive_lines(data: bytes, kind: str, header: list[str], max_line_bytes: int, 
         if line.startswith(b"#"):
             pass
         elif len(line) > max_line_bytes:
-            yield Bad(start, end, line[: min(1024, max_line_bytes)], "the line is too long")
+            yield Bad(start, end, line[: min(MAX_RAW_BYTES, max_line_bytes)], "the line is too long", cut=True)
         elif (line := line.removesuffix(b"\r")).strip(b" \t"):
             try:
                 yield Good(start, end, naive_record(line, kind, header, names or header))
             except Refused as error:
-                yield Bad(start, end, line[:1024], str(error))
+                raw = line[: min(MAX_RAW_BYTES, max_line_bytes)]
+                yield Bad(start, end, raw, str(error), cut=raw != line)
         start = end
 
 
@@ -274,8 +276,8 @@ def test_every_read_is_the_next_run_of_what_the_naive_parser_finds(
                 (good if isinstance(record, Good) else bad).append(record)
                 stop += 1
             assert in_order(block) == [record.values for record in good]
-            assert [(b.source, b.split, b.offset, b.raw, b.reason) for b in block.bad] == [
-                ("the source", path.name, record.start, record.raw, record.reason) for record in bad
+            assert [(b.source, b.split, b.offset, b.raw, b.reason, b.cut) for b in block.bad] == [
+                ("the source", path.name, record.start, record.raw, record.reason, record.cut) for record in bad
             ]
             position = expected[stop - 1].end if stop > at else position
             assert split_reader.position == position

@@ -68,11 +68,13 @@ services-up: ## Start a local S3 server and a Kafka broker on 127.0.0.1 [S3_PORT
 services-down: ## Stop them and remove what they stored.
 	@clusters/local/services.sh down
 
-nightly: setup ## Run a hundred thousand random lives, and every workflow of three tasks stopped everywhere.
-	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-100000} EXOFLOW_SMALL_TASKS=3 $(BIN)/python -m pytest -m simulation --timeout 3600
+nightly: setup ## Run a hundred thousand random lives, every workflow of three tasks stopped everywhere, and the fuzzer.
+	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-100000} EXOFLOW_SMALL_TASKS=3 EXOFLOW_FUZZ=$${EXOFLOW_FUZZ:-50000} \
+		$(BIN)/python -m pytest -m "simulation or fuzz" --timeout 7200
 
-soak: setup ## Run the long forms of the crash and simulation suites.
-	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-20000} $(BIN)/python -m pytest -m "soak or simulation" --timeout 3600
+soak: setup ## Run the long forms of the crash and simulation suites, and of the fuzzer.
+	EXOFLOW_SIMULATIONS=$${EXOFLOW_SIMULATIONS:-20000} EXOFLOW_FUZZ=$${EXOFLOW_FUZZ:-10000} \
+		$(BIN)/python -m pytest -m "soak or simulation or fuzz" --timeout 3600
 
 fig7c: setup ## CDF of online latency in the three modes [EPOCHS=350 WARMUP=150 BATCH_EVERY=20].
 	$(BIN)/python benchmarks/fig7c.py --epochs $(EPOCHS) --warmup $(WARMUP) --batch-every $(BATCH_EVERY)

@@ -27,6 +27,7 @@ _WANTED_TYPES: Final = {
     "op": "a string",
     "time": "a number or a timestamp",
 }
+_PUT_RIGHT: Final = "Write the file with such a column, as its rows stand, and resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,11 @@ def _check_schema(split: ParquetSplit, schema: pa.Schema) -> None:
         found = schema.get_all_field_indices(name)
         if len(found) != 1:
             count = "no column" if not found else "more than one column"
-            raise SourceError(split.uri, f"{split.split} has {count} {name!r}; it has {', '.join(schema.names)}")
+            detail = f"{split.split} has {count} {name!r}; it has {', '.join(schema.names)}. {_PUT_RIGHT}"
+            raise SourceError(split.uri, detail)
         kind = schema.field(name).type
         if not _fits(name, kind):
-            detail = f"{split.split}: column {name!r} holds {kind}; it must be {_WANTED_TYPES[name]}"
+            detail = f"{split.split}: column {name!r} holds {kind}; it must be {_WANTED_TYPES[name]}. {_PUT_RIGHT}"
             raise SourceError(split.uri, detail)
 
 

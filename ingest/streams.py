@@ -26,7 +26,7 @@ def open_bytes(path: Path, kind: FileFormat) -> pa.NativeFile:
         return pa.OSFile(str(path))
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (closed with what is returned)
     try:
-        with pa.input_stream(str(path), compression=kind.compression) as stream:
+        with _input_stream(path, kind) as stream:
             shutil.copyfileobj(stream, unpacked)
         unpacked.seek(0)
     except BaseException:
@@ -43,7 +43,7 @@ def open_lines(path: Path, kind: FileFormat, offset: int) -> pa.NativeFile:
     OSError
         As `open_bytes`, or no line begins at `offset` (any more).
     """
-    stream = pa.input_stream(str(path), compression=kind.compression)
+    stream = _input_stream(path, kind)
     try:
         if offset > 0:
             _skip(stream, offset - 1, seekable=kind.compression is None)
@@ -58,6 +58,18 @@ def open_lines(path: Path, kind: FileFormat, offset: int) -> pa.NativeFile:
         stream.close()
         raise
     return stream
+
+
+def _input_stream(path: Path, kind: FileFormat) -> pa.NativeFile:
+    """Open the uncompressed bytes of a file.
+
+    A compressed file has a header, even one of nothing; pyarrow takes one that lacks it for its end, and so would
+    pass over a file that was cut short to no bytes.
+    """
+    if kind.compression is not None and path.stat().st_size == 0:
+        message = f"it is empty, which no {kind.compression} file is: it was cut short"
+        raise OSError(message)
+    return pa.input_stream(str(path), compression=kind.compression)
 
 
 def _skip(stream: pa.NativeFile, n_bytes: int, seekable: bool) -> None:

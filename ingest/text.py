@@ -127,11 +127,12 @@ def _lines_from(split: TextSplit, offset: int) -> Iterator[Lines]:
 
 def _stream_from(split: TextSplit, offset: int) -> pa.NativeFile:
     """Open the file where a line begins."""
-    if offset > len(_BYTE_ORDER_MARK):
-        return split.open(offset)
-    stream = split.open(0)  # no line feed stands before what follows the mark
-    stream.read(offset)
-    return stream
+    if offset == len(_BYTE_ORDER_MARK):
+        stream = split.open(0)
+        if stream.read(offset) == _BYTE_ORDER_MARK:  # a line begins behind it, though no line feed stands there
+            return stream
+        stream.close()
+    return split.open(offset)
 
 
 def pieces_of_line(split: TextSplit, offset: int) -> Iterator[bytes]:

@@ -363,6 +363,27 @@ def test_too_many_bad_records_stop_the_run_which_resumes_once_they_are_put_right
     assert hashes(store) == good.hashes
 
 
+def test_files_that_are_cut_short_stop_the_run_which_resumes_once_they_are_whole(tmp_path, store):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    whole = {}
+    for seed, name in enumerate(("a.txt.gz", "b.parquet", "c.txt")):
+        write_rmat(folder / name, 8, 3_000, seed=seed)
+        whole[name] = (folder / name).read_bytes()
+    options = {"columns": "src,dst", "epoch_edges": 500}
+    good = expected(str(folder), **options)
+    for name in ("a.txt.gz", "b.parquet"):
+        (folder / name).write_bytes(whole[name][: len(whole[name]) // 2])
+    with pytest.raises(exoflow.TaskFailed, match=r"a\.txt\.gz' cannot be read from position \d+ on"):
+        Pipeline(str(folder), **options).run(run_id="r", store=store)
+    (folder / "a.txt.gz").write_bytes(whole["a.txt.gz"])
+    with pytest.raises(exoflow.TaskFailed, match=r"b\.parquet' cannot be read from position 0 on.*and resume"):
+        resume("r", store)
+    (folder / "b.parquet").write_bytes(whole["b.parquet"])
+    assert resume("r", store)["total_records"] == 9_000
+    assert hashes(store) == good.hashes
+
+
 # --- retention ----------------------------------------------------------------------------------------------
 
 

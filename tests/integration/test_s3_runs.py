@@ -87,6 +87,19 @@ def test_the_endpoint_may_come_from_the_environment(call, s3: S3, edges, monkeyp
     assert call("resume", "--run-id", "r", *place, "--json").checked().result["state_hash"] == done["state_hash"]
 
 
+def test_bad_records_come_back_from_there(call, s3: S3, tmp_path):
+    place = place_of(s3.new_store())
+    source = tmp_path / "edges.csv"
+    source.write_bytes(b"dst,src\n1,2\n3,x\xff\n4,5\n")
+    assert run(call, source, place, "async").checked().result["rejected"] == 1
+    listed = call("quarantine", "ls", "--run-id", "r", *place, "--json").checked()
+    assert json.loads(listed.out)["offset"] == 12
+    call("quarantine", "ls", "--run-id", "r", *place, "--out", tmp_path / "bad.parquet").checked()
+    assert pq.read_table(tmp_path / "bad.parquet")["raw"].to_pylist() == [b"3,x\xff"]
+    call("quarantine", "replay", "--run-id", "r", *place, "--out", tmp_path / "bad.csv").checked()
+    assert (tmp_path / "bad.csv").read_bytes() == b"dst,src\n3,x\xff\n"
+
+
 def test_the_engines_command_sees_the_run(call, s3: S3, edges):
     place = place_of(s3.new_store())
     run(call, edges, place, "async").checked()

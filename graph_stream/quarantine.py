@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ SCHEMA = pa.schema(
 TABLE_SCHEMA = pa.schema([pa.field("epoch", pa.int64()), *SCHEMA])
 """Bad records of several epochs."""
 
+_ROWS_AT_ONCE = 1000
+"""In a group of rows: so many records are copied at a time, for each may have kilobytes."""
 _DIGEST_DIGITS = 32
 _SHOWN_CHARACTERS = 80
 _FIRST_RAW_BYTES = 1024
@@ -39,10 +42,12 @@ _FIRST_RAW_BYTES = 1024
 
 def encode(bad: Sequence[BadRecord]) -> bytes:
     """Return bad records as Parquet bytes with the columns of `SCHEMA`."""
-    rows = [{name: getattr(each, name) for name in SCHEMA.names} for each in bad]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
-    return sink.getvalue().to_pybytes()
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, use_dictionary=["source", "split", "reason"]) as writer:
+        for start in range(0, len(bad), _ROWS_AT_ONCE):
+            columns = [[getattr(each, name) for each in bad[start : start + _ROWS_AT_ONCE]] for name in SCHEMA.names]
+            writer.write_table(pa.table(columns, SCHEMA))
+    return sink.getvalue()
 
 
 def name_of(epoch: int, data: bytes) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-MAX_RAW_BYTES = 8 * 1024
+MAX_RAW_BYTES = 4 * 1024
 """Bytes kept of a record that could not be parsed: all of nearly any, and an epoch of them fits in memory."""
 
 MAX_BAD_PER_BLOCK = 1000

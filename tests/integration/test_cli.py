@@ -22,6 +22,7 @@ from exoflow.storage import LocalStore
 from graph_stream.cli import cli, main
 from graph_stream.runs import open_run
 from ingest import write_rmat
+from ingest.source import MAX_RAW_BYTES
 from spark.session import JavaMissing, require_java
 from tests.fault.command import Command, Ended, graph_stream
 
@@ -314,7 +315,7 @@ def test_bad_records_are_shown_once_committed_and_can_be_mended_and_fed_again(ca
     assert listed.code == 0
     rows = [json.loads(line) for line in listed.out.splitlines()]
     assert [row["offset"] for row in rows] == list(bad)[:3]
-    assert [base64.b64decode(row["raw_base64"]) for row in rows] == [bad[row["offset"]][:8192] for row in rows]
+    assert [base64.b64decode(row["raw_base64"]) for row in rows] == [bad[row["offset"]][:MAX_RAW_BYTES] for row in rows]
     assert {(row["epoch"], row["source"], row["split"]) for row in rows} == {(2, str(source), "edges.txt")}
     assert [row["cut"] for row in rows] == [False, True, False]
     assert sorted(line.split(maxsplit=1)[1] for line in listed.err.splitlines()[:-1]) == [
@@ -330,7 +331,7 @@ def test_bad_records_are_shown_once_committed_and_can_be_mended_and_fed_again(ca
     assert call("quarantine", "ls", *at(store), "--epoch", 3).out == ""
     table = tmp_path / "bad.parquet"
     assert call("quarantine", "ls", *at(store), "--out", table).out == ""
-    assert pq.read_table(table)["raw"].to_pylist() == [line[:8192] for line in list(bad.values())[:3]]
+    assert pq.read_table(table)["raw"].to_pylist() == [line[:MAX_RAW_BYTES] for line in list(bad.values())[:3]]
 
     out = tmp_path / "bad.txt"
     replayed = call("quarantine", "replay", *at(store), "--out", out)

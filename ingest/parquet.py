@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     records = Records(
         _integers(columns["src"]).astype(np.int64),
         _integers(columns["dst"]).astype(np.int64),
-        op_signs(columns["op"].cast(pa.string())) if "op" in columns else np.ones(batch.num_rows, np.int8),
+        op_signs(_texts(columns["op"])) if "op" in columns else np.ones(batch.num_rows, np.int8),
         _seconds(columns["time"]) if "time" in columns else None,
     )
     faults = _faults(columns, records)
@@ -121,11 +121,11 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     fine = ~wrong
     timed = None if records.time is None else records.time[fine]
     reasons = [faults[first][0] for first in masks[:, wrong].argmax(axis=0)]
+    offsets = starts[wrong].tolist()
+    shown = _shown(columns, pa.array(wrong))
     bad = tuple(
-        BadRecord.of(split.uri, split.split, offset, json.dumps(values, default=str).encode(), reason)
-        for offset, values, reason in zip(
-            starts[wrong].tolist(), batch.filter(pa.array(wrong)).to_pylist(), reasons, strict=True
-        )
+        BadRecord.of(split.uri, split.split, offset, row, reason)
+        for offset, row, reason in zip(offsets, shown, reasons, strict=True)
     )
     return Chunk(
         Records(records.src[fine], records.dst[fine], records.op[fine], timed),
@@ -150,6 +150,36 @@ def _faults(columns: dict[str, pa.Array], records: Records) -> list[tuple[str, n
     if records.time is not None:
         faults.append(("time is not Unix seconds", ~(np.abs(records.time) < 10.0**MAX_SECONDS_DIGITS)))
     return faults
+
+
+def _shown(columns: dict[str, pa.Array], wrong: pa.BooleanArray) -> list[bytes]:
+    """Return rows as JSON objects, whatever is in them."""
+    values = {name: _json_values(column.filter(wrong)) for name, column in columns.items()}
+    rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return [json.dumps(row, default=str).encode() for row in rows]
+
+
+def _json_values(column: pa.Array) -> list[Any]:
+    """Return values as JSON can hold them.
+
+    Times become Unix seconds, for Python's own end with the year 9999 and with microseconds. Text need not be
+    UTF-8: those who write Parquet do not always check it.
+    """
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        seconds = _seconds(column).tolist()
+        return [value if valid else None for value, valid in zip(seconds, column.is_valid().to_pylist(), strict=True)]
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return cast(list[Any], column.to_pylist())
+    texts = _texts(column).cast(pa.binary()).to_pylist()
+    return [None if text is None else text.decode(errors="replace") for text in texts]
+
+
+def _texts(column: pa.Array) -> pa.StringArray:
+    """Return text of any type as plain strings, unchecked: a cast between text types may refuse what is not UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.binary()).view(pa.string())
 
 
 def _integers(column: pa.Array) -> npt.NDArray[np.integer]:

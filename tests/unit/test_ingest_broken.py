@@ -177,6 +177,25 @@ def test_a_broken_file_stops_reading_which_goes_on_once_it_was_put_right(tmp_pat
     assert sorted(reading.src) == sorted([*range(ROWS)] * 3)
 
 
+@pytest.mark.parametrize(
+    ("columns", "raw"),
+    [
+        (  # in the year 4,568,632
+            {"time": pa.array([72057594037927936 * 2], pa.timestamp("ms"))},
+            b'{"src": null, "dst": 2, "time": 144115188075855.88}',
+        ),
+        ({"time": pa.array([1_500_000_001], pa.timestamp("ns"))}, b'{"src": null, "dst": 2, "time": 1.500000001}'),
+        ({"time": pa.array([None], pa.timestamp("us", "UTC"))}, b'{"src": null, "dst": 2, "time": null}'),
+        ({"op": pa.array([b"caf\xe9"]).view(pa.string())}, b'{"src": null, "dst": 2, "op": "caf\\ufffd"}'),
+    ],
+)
+def test_any_row_of_parquet_can_be_told(tmp_path, columns, raw):
+    path = tmp_path / "edges.parquet"
+    pq.write_table(pa.table({"src": pa.nulls(1, pa.int64()), "dst": [2], **columns}), path)
+    block = open_source(str(path), ",".join(["src", "dst", *columns])).open(path.name, None).read(10)
+    assert [(bad.offset, bad.reason, bad.raw) for bad in block.bad] == [(0, "src is null", raw)]
+
+
 def test_ids_that_do_not_fit_are_rows_of_parquet_that_are_told(tmp_path):
     path = tmp_path / "edges.parquet"
     pq.write_table(pa.table({"src": pa.array([1, 2**63, 3], pa.uint64()), "dst": [1, 2, None]}), path)

@@ -113,6 +113,7 @@ class Job:
     catches: bool = False
     last: bool = True
     generation: int | None = None
+    turns: str = ""
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     query: bool = False
 
@@ -163,6 +164,7 @@ def make_job(
         spec.options.catch_exceptions,
         order.last,
         generation if spec.options.external else None,
+        order.turns,
         hints or {},
         call is not None and spec.options.query,
     )
@@ -184,6 +186,9 @@ class Context:
         Number of this execution, unique within one owner's tenure.
     idempotency_key : str
         The same on every attempt of this task.
+    turns : str
+        The same for all tasks that take turns with this one (`exoflow.dag.Node.in_turn`), and nobody else's,
+        in any workflow; empty where none do. A name under which a receiver can tell an older sender from a newer.
     member, members : int
         Place in a replicated actor, and its size; 0 and 1 elsewhere.
     hints : mapping
@@ -205,6 +210,7 @@ class Context:
         self.iteration = job.iteration
         self.attempt = job.attempt
         self.idempotency_key = job.key
+        self.turns = job.turns
         self.member = member
         self.members = members
         self.hints = job.hints

@@ -125,12 +125,6 @@ def cli() -> None:
 @click.option("--keep-epochs", type=int, default=100, help="Newest epochs that stay readable.")
 @click.option("--max-bad-records", type=int, help="Stop past so many.  [default: unlimited]")
 @click.option(
-    "--on-lost-offset",
-    type=click.Choice(ON_LOST_OFFSET),
-    default="fail",
-    help="What to do where a topic has not kept what comes next.",
-)
-@click.option(
     "--window", type=float, metavar="SECONDS", help="Edges expire so long after their time.  [default: never]"
 )
 @click.option(
@@ -138,6 +132,19 @@ def cli() -> None:
     type=float,
     metavar="SECONDS",
     help="How much older than the newest a record may be, with event time.  [default: the window]",
+)
+@click.option(
+    "--on-lost-offset",
+    type=click.Choice(ON_LOST_OFFSET),
+    default="fail",
+    help="What to do where a topic has not kept what comes next.",
+)
+@click.option(
+    "--publish",
+    multiple=True,
+    metavar="URI",
+    help="Publish what each committed epoch changed: to a folder, s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC, "
+    "with ?top=K only the best; may be repeated.",
 )
 @_max_memory
 @_take_over

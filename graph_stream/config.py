@@ -12,6 +12,7 @@ from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
 from graph_stream.eventtime import EventTime
 from graph_stream.personalization import read_weights, sha256_of
+from graph_stream.targets import Target, absolute
 from ingest import ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
@@ -61,6 +62,8 @@ class RunConfig:
         What to do where a topic has not kept what was to be read next.
     settled : mapping
         What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
+    publish : tuple of str
+        Where each committed epoch is published to; see `graph_stream.targets`.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class RunConfig:
     epoch_seconds: float | None = None
     on_lost_offset: str = "fail"
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    publish: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -130,7 +134,8 @@ class RunConfig:
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
             message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
             raise ConfigError(message)
-        made = self
+        made = dataclasses.replace(self, publish=tuple(absolute(each) for each in self.publish))
+        made._check_publishing()
         if self.personalization is not None:
             path = _absolute(self.personalization)
             made = dataclasses.replace(made, personalization=path, personalization_sha256=sha256_of(path))
@@ -166,6 +171,22 @@ class RunConfig:
         """Whether records count by their times."""
         return self.window is not None or self.allowed_lateness is not None
 
+    def targets(self) -> tuple[Target, ...]:
+        """Return where epochs are published to, and which changes; raises ConfigError."""
+        return tuple(Target.parse(uri, self._known_algorithms()) for uri in self.publish)
+
+    def _check_publishing(self) -> None:
+        places = [target.place for target in self.targets()]
+        if len(set(places)) < len(places):
+            message = f"publish to each place once, not {', '.join(places)}"
+            raise ConfigError(message)
+        if places and self.checkpoint == "none":
+            message = "--publish needs --checkpoint async or sync: without, no epoch is committed before the end"
+            raise ConfigError(message)
+        if places and self.checkpoint_every != 1:
+            message = "--publish needs --checkpoint-every 1: what an epoch changed is kept with its delta"
+            raise ConfigError(message)
+
     def ranking_of(self, algorithm: str | None) -> int:
         """Return the number of the ranking by an algorithm, of the first for None.
 
@@ -190,14 +211,15 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form, in which options that older releases did not have show only where given."""
-        shown = {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        shown = {**dataclasses.asdict(self), **lists}
         return {name: value for name, value in shown.items() if name not in _NEWER or value != _NEWER[name]}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
         """Invert `to_json`."""
-        made = RunConfig(**{**shown, "sources": tuple(shown["sources"])})
-        return dataclasses.replace(made, algorithm=tuple(made.algorithm))
+        made = RunConfig(**shown)
+        return dataclasses.replace(made, **{name: tuple(getattr(made, name)) for name in _TUPLES})
 
     def difference(self, given: RunConfig) -> list[str]:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""
@@ -220,9 +242,11 @@ _NEWER: dict[str, Any] = {
     "epoch_seconds": None,
     "on_lost_offset": "fail",
     "settled": {},
+    "publish": [],
 }
 """Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
 
+_TUPLES = ("sources", "algorithm", "publish")
 _LEAST = {
     "checkpoint_every": 1,
     "epoch_edges": 1,

@@ -7,6 +7,7 @@ One epoch is one iteration::
     apply    the partitions bring the ranking up to date             (their state: the graph; a delta each)
     publish  the epoch's answer: state hash, certificate, counts     (the carry of the loop)
     batch    every so many epochs: the exact answer, beside the stream
+    sink_1   what the epoch changed, published, behind the stream and in order; one for each ``--publish``
 
 ``cut`` and ``apply`` are chained by their actors, not by the carry, so the reader runs ahead of the
 computation and the computation ahead of the commits, by at most `MAX_IN_FLIGHT` epochs.
@@ -25,7 +26,7 @@ from exoflow.controller import Observer
 from exoflow.dag import CallNode, Node
 from exoflow.records import Committed
 from exoflow.storage.location import S3_SCHEME, as_options
-from graph_stream import ledger, memory, offline, sources
+from graph_stream import ledger, memory, offline, publishing, sources
 from graph_stream.config import RunConfig
 from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
@@ -64,6 +65,7 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     if options.batch_every is not None and i % options.batch_every == 0:
         batches = offline.Batches.options(name="batches").bind(options.threads)
         published.also(batches.compute.options(name="batch").bind(config, i, applied.snapshot()))
+    published.also(*publishing.branches(options, i, published, applied))
     return published
 
 
@@ -147,7 +149,10 @@ class Pipeline:
         ------
         ConfigError
             When the id belongs to a run with other options; names each. Of a new run, when a source cannot be
-            opened, or when it has batches and its store is no local folder; nothing is written then.
+            opened, when it has batches and its store is no local folder, or when a sink cannot be published to;
+            nothing is run then.
+        SinkUnavailable
+            Of a new run, when a sink cannot be reached.
         exoflow.ExoflowError
             See `exoflow.run`.
         """
@@ -155,6 +160,7 @@ class Pipeline:
         if recorded is None:
             self._check_batches(store)
             self._settle_sources(tell)
+            publishing.check_sinks(self.config, new=True)
         elif recorded.asks_for(self.config):
             self.config = recorded
         else:

@@ -340,7 +340,7 @@ class _Connection:
         return self._consumer
 
     def _connect(self) -> "KafkaConsumer":
-        from kafka import KafkaConsumer
+        from kafka import KafkaConsumer, errors
 
         self._reach()
         # What it has to say about connections is told by `Patience`, once.
@@ -363,6 +363,9 @@ class _Connection:
                 reconnect_backoff_max_ms=2000,
                 metrics_enabled=False,
             )
+        except errors.KafkaTimeoutError as error:
+            message = f"{error}; somebody listens there, so the cause may be security.protocol, sasl.* or ssl.*"
+            raise errors.KafkaTimeoutError(message) from error
         except (AssertionError, ValueError, OSError) as error:  # what the client makes of wrong options and files
             raise SourceError(self._uri, f"the connection cannot be made: {error}") from error
 

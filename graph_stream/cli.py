@@ -159,6 +159,7 @@ def run(run_id: str, store: str, max_memory: int | None, take_over: bool, as_jso
     with _running(run_id, store, as_json, max_memory) as meter:
         pipeline = Pipeline(*sources, **options)
         _warn_of_missing_java(pipeline.config)
+        meter.paced = pipeline.config.is_paced
         exoflow.init(store, log_to_driver=False)
         pipeline.run(
             run_id=run_id,
@@ -187,6 +188,7 @@ def resume(
         config = pipeline.recorded_config(run_id, store)
         if config is not None:
             _warn_of_missing_java(config)
+            meter.paced = config.is_paced
         exoflow.init(store, log_to_driver=False)
         pipeline.resume(
             run_id,

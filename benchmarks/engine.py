@@ -251,6 +251,9 @@ class FirstOutput:
     def committed(self, records: Sequence[Record], at: float) -> None:
         """Nothing: only the first output counts."""
 
+    def told(self, actor: str, text: str) -> None:
+        """Nothing: the actors here say nothing."""
+
 
 def loop_start(folder: Path, iterations: int) -> tuple[float, int]:
     """Return seconds from the call to the first output, and the bytes that are stored by then."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exoflow.effects import arguments_digest, effect_key
+from exoflow.effects import arguments_digest, effect_key, turns_name
 from exoflow.layout import Expand, Layout
 from exoflow.messages import Call, Live, Release, Report, Source, StartActor, Submit, Wake
 from exoflow.options import Checkpoint
@@ -120,11 +120,18 @@ class Attempts(Layout):
         return 0 if cleared is None else cleared.generation
 
     def _key(self, task: TaskState) -> str:
-        intent, started = self._intent(task), self._history.started
+        intent = self._intent(task)
         if intent is not None:
             return intent.key
-        nonce = "" if started is None else started.nonce
-        return effect_key(nonce, task.id, task.spec.iteration, self._generation(task))
+        return effect_key(self._nonce, task.id, task.spec.iteration, self._generation(task))
+
+    def _turns(self, task: TaskState) -> str:
+        return "" if task.spec.max_behind is None else turns_name(self._nonce, task.spec.turns)
+
+    @property
+    def _nonce(self) -> str:
+        started = self._history.started
+        return "" if started is None else started.nonce
 
     # --- attempts ---------------------------------------------------------------------------------------
 
@@ -150,6 +157,7 @@ class Attempts(Layout):
                 self._call(task),
                 intent=self._intent(task) if spec.options.external else None,
                 last=self._tries.get(task.id, 0) >= spec.options.retries and not task.repeats,
+                turns=self._turns(task),
             )
         )
         self._wake_consumers(task)
@@ -157,7 +165,9 @@ class Attempts(Layout):
     def _source(self, task: TaskState, given: Input) -> Source:
         upstream = self._producer(given.task)
         assert upstream is not None
-        after_loop = upstream.spec.loop is not None and task.spec.loop != upstream.spec.loop
+        # To a branch that reads its own iteration's carry that is a value, even if it ends the loop.
+        follows = task.spec.loop == upstream.spec.loop and task.spec.iteration != upstream.spec.iteration
+        after_loop = upstream.spec.loop is not None and not follows
         if not given.snapshot and upstream.held and not upstream.replayed:
             return Source(Live(upstream.id, upstream.attempt), after_loop)
         return Source(self._durable_input(given), after_loop and not given.snapshot)

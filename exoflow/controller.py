@@ -33,6 +33,7 @@ from exoflow.messages import (
     StateDamaged,
     StopActor,
     Submit,
+    Told,
     Wake,
     Woken,
 )
@@ -59,6 +60,9 @@ class Observer(Protocol):
 
     def committed(self, records: Sequence[Record], at: float) -> None:
         """Learn that records are durable since ``at`` (Unix seconds)."""
+
+    def told(self, actor: str, text: str) -> None:
+        """Learn what the code of an actor said with `Context.tell`."""
 
 
 class Controller:
@@ -115,7 +119,7 @@ class Controller:
         except BaseException:
             self._heart.release()
             raise
-        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | Told | BaseException] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Archive | Append | Collect | None] = queue.SimpleQueue()
         self._end: Complete | None = None
 
@@ -157,6 +161,11 @@ class Controller:
             event = self._events.get()
             if isinstance(event, BaseException):
                 raise event
+            if isinstance(event, Told):
+                if self._observer is not None:
+                    self._observer.told(event.actor, event.text)
+                executor.listen(event.actor, event.incarnation, event.member)
+                continue
             if isinstance(event, StateDamaged):
                 logger.warning("the newest state of actor %s is damaged, going back: %s", event.actor, event.reason)
             if self._observer is not None and isinstance(event, Produced):

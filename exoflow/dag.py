@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from exoflow.code import CodeRef, code_ref
 from exoflow.errors import DefinitionError
@@ -24,6 +24,7 @@ class Node:
         self.order = next(_bind_order)
         self.after: list[Node] = []
         self.branches: list[Node] = []
+        self.max_behind: int | None = None
 
     def __rshift__(self, later: Node) -> Node:
         """Make b start after a has finished: ``a >> b``. Returns b, so that chains read left to right."""
@@ -39,6 +40,28 @@ class Node:
         such as a batch, that later iterations shall not wait for. Returns the node itself.
         """
         self.branches.extend(branches)
+        return self
+
+    def in_turn(self, *, max_behind: int) -> Self:
+        """Inside a loop body: make the tasks of this name take turns, one iteration after the other.
+
+        The task starts only after that of the iteration before it which has one; with an effect, after the
+        commit of it. So a branch that nobody waits for still happens in order. Returns the node itself.
+
+        Parameters
+        ----------
+        max_behind : int
+            No iteration begins while the turn of one so many before it is not over, at least 1.
+
+        Raises
+        ------
+        DefinitionError
+            When ``max_behind`` is not positive.
+        """
+        if max_behind < 1:
+            message = f"max_behind must be at least 1, got {max_behind}"
+            raise DefinitionError(message)
+        self.max_behind = max_behind
         return self
 
     def snapshot(self) -> SnapshotNode:

@@ -54,7 +54,8 @@ class Doubts(Attempts):
     def _submit_cure(self, task: TaskState, purpose: Purpose) -> None:
         attempt = self._new_attempt(task, Phase.SETTLING)
         intent = self._intent(task)
-        self._out.append(Submit(task.spec, attempt, (), True, self._key(task), None, purpose, intent))
+        order = Submit(task.spec, attempt, (), True, self._key(task), None, purpose, intent, turns=self._turns(task))
+        self._out.append(order)
 
     def _ask(self, task: TaskState, trouble: str) -> None:
         self._end(task.id, f"its effect may or may not have happened: {trouble}", Status.IN_DOUBT)

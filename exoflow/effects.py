@@ -69,6 +69,11 @@ def effect_key(nonce: str, task: str, iteration: int, generation: int) -> str:
     return hashlib.sha256(f"{nonce}/{task}/{iteration}/{generation}".encode()).hexdigest()[:32]
 
 
+def turns_name(nonce: str, turns: str) -> str:
+    """Return a name for the turns that tasks of a loop take: 32 hex digits, no other workflow's, for ever the same."""
+    return hashlib.sha256(f"{nonce}/{turns}/turns".encode()).hexdigest()[:32]
+
+
 def arguments_digest(arguments: bytes, inputs: Iterable[Value]) -> str:
     """Return a hex digest of what an effect is applied to: the constant arguments and the durable inputs."""
     digest = hashlib.sha256(arguments)

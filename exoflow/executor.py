@@ -40,6 +40,7 @@ from exoflow.messages import (
     StateDamaged,
     StopActor,
     Submit,
+    Told,
     ValueLost,
 )
 from exoflow.plan import ActorSpec, TaskSpec
@@ -71,7 +72,7 @@ class RayExecutor:
         workflow_id: str,
         store_uri: str,
         generation: int,
-        post: Callable[[Event | ClusterLost], None],
+        post: Callable[[Event | ClusterLost | Told], None],
         hints: Mapping[str, Any],
     ) -> None:
         self._workflow_id = workflow_id
@@ -106,11 +107,27 @@ class RayExecutor:
             HOST.options(**options).remote(spec, self._workflow_id, self._store_uri, index, order.restore, self._hints)
             for index in range(spec.members)
         ]
-        for handle in handles:
-            self._watch_start(handle.start.remote(handles), spec.id, order.incarnation)
-            # A member may die after its last answer, with a message on its way that the others wait for.
-            self._watch_start(handle.stay.remote(), spec.id, order.incarnation)
         self._actors[spec.id] = (spec, order.incarnation, handles)
+        for index, handle in enumerate(handles):
+            self._watch_start(handle.start.remote(handles), spec.id, order.incarnation)
+            self.listen(spec.id, order.incarnation, index)
+
+    def listen(self, actor: str, incarnation: int, member: int) -> None:
+        """Have the next thing that a member tells posted, as `Told`, or its end.
+
+        A member may die after its last answer, with a message on its way that the others wait for.
+        """
+        known = self._actors.get(actor)
+        if known is None or known[1] != incarnation:
+            return
+
+        def done(answer: Any) -> None:
+            if isinstance(answer, BaseException):
+                self._post(ActorLost(actor, incarnation, _first_line(answer)))
+            else:
+                self._post(Told(actor, incarnation, member, answer))
+
+        _when_done(known[2][member].stay.remote(), done)
 
     def stop_actor(self, order: StopActor) -> None:
         """Kill an actor's processes."""

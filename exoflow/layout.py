@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from exoflow.codec import encode
@@ -155,6 +156,7 @@ class Layout(Retention):
 
     def _expand_next(self, loop: LoopState) -> Iteration:
         iteration = self._expand(loop.spec, loop.next, loop.last_carry)
+        iteration = dataclasses.replace(iteration, tasks=tuple(self._in_turn(spec, loop) for spec in iteration.tasks))
         loop.iterations[loop.next] = iteration
         loop.last_carry = iteration.carry
         loop.next += 1
@@ -243,6 +245,7 @@ class Layout(Retention):
             or (spec.iterations is not None and loop.next > spec.iterations)
             or self._producer(loop.last_carry) is None
             or not all(self._finished_before(upstream) for upstream in spec.after)
+            or any(self._waits_for_turn(loop, turns) for turns in loop.turns.values())
         ):
             return False
         iteration = self._expand_next(loop)
@@ -254,6 +257,28 @@ class Layout(Retention):
             self._register(task, Action.RUN if record is None else done, branch=task.id in iteration.branches)
         self._advance(loop)
         return True
+
+    def _in_turn(self, spec: TaskSpec, loop: LoopState) -> TaskSpec:
+        """Make a task that takes turns come after the one whose turn is before, if that is still there."""
+        if spec.max_behind is None:
+            return spec
+        turns = loop.turns.setdefault(spec.turns, deque())
+        # An iteration is forgotten, or left out when a journal is read, only if all of it is over.
+        if turns and turns[-1].iteration in loop.iterations:
+            spec = dataclasses.replace(spec, after=(*spec.after, turns[-1].id))
+        turns.append(spec)
+        return spec
+
+    def _waits_for_turn(self, loop: LoopState, turns: deque[TaskSpec]) -> bool:
+        """Whether the next iteration would leave the oldest turn that is not over too far behind."""
+        while len(turns) > 1 and self._turn_over(turns[0]):
+            turns.popleft()
+        oldest = turns[0]
+        assert oldest.max_behind is not None
+        return loop.next - oldest.iteration >= oldest.max_behind and not self._turn_over(oldest)
+
+    def _turn_over(self, spec: TaskSpec) -> bool:
+        return spec.id not in self._tasks or self._finished_before(spec.id, durably=spec.options.external)
 
     def _carry_produced(self, loop: LoopState, task: TaskState) -> None:
         assert task.report is not None

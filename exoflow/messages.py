@@ -138,6 +138,16 @@ class StateDamaged:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """The code of an actor's member has something to say to the observer; no event, for it changes nothing."""
+
+    actor: str
+    incarnation: int
+    member: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Persisted:
     """What an instruction `Persist` asked for is durable."""
 
@@ -202,8 +212,8 @@ class Live:
 class Source:
     """Where an input comes from: a live attempt or a durable value.
 
-    ``after_loop`` marks an input whose producer may have returned `stop`: the consumer outside the loop
-    gets the value, a consumer inside it must not run.
+    ``after_loop`` marks an input whose producer may have returned `stop`: the consumer outside the loop, or in a
+    branch of the same iteration, gets the value; a later iteration must not run.
     """
 
     value: Live | Value
@@ -251,6 +261,8 @@ class Submit:
     last : bool
         No attempt follows an exception of this one, and none before it may have had the effect, so
         ``catch_exceptions`` applies.
+    turns : str
+        The name that the context shows for the turns this task is one of.
     """
 
     spec: TaskSpec
@@ -262,6 +274,7 @@ class Submit:
     purpose: Purpose = Purpose.BODY
     intent: Intended | None = None
     last: bool = True
+    turns: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

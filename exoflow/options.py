@@ -52,7 +52,8 @@ class TaskOptions:
         Calls of durable actors only: whether the call captures the actor's state.
     query : bool
         Calls of durable actors only: the call reads and leaves the state alone, so it may run at any moment
-        after its inputs are there and is not a step of the actor's history.
+        after its inputs are there, also while another call runs, and is not a step of the actor's history. Queries
+        of one actor run one at a time, in a thread of their own.
     name : str or None
         Task id; the function's name when None.
     metadata : Mapping

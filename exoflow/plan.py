@@ -38,7 +38,7 @@ class TaskSpec:
 
     ``args`` is ``[args, kwargs]`` with a `Slot` where input number ``index`` goes. ``actor`` and ``method``
     are set for calls of actors, ``stateful`` for those that are steps of a durable actor's history;
-    ``loop`` and ``iteration`` for tasks of a loop's iteration.
+    ``loop`` and ``iteration`` for tasks of a loop's iteration, ``max_behind`` for those that take turns.
     """
 
     id: str
@@ -52,6 +52,12 @@ class TaskSpec:
     stateful: bool = False
     loop: str | None = None
     iteration: int = 0
+    max_behind: int | None = None
+
+    @property
+    def turns(self) -> str:
+        """What this task has in common with those of its name in other iterations."""
+        return self.id.removesuffix(f"[{self.iteration}]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -246,6 +252,7 @@ class _Builder:
         self.branches: list[str] = []
         self.ids: dict[Node, str] = {} if carry is None else {carry: carry_task}
         self._prefix, self._suffix = prefix, suffix
+        self._in_loop = carry is not None
         self._actor_ids: dict[int, str] = {}
         ordered = self._topological(root)
         self._name(ordered)
@@ -304,7 +311,10 @@ class _Builder:
         assert isinstance(node, TaskNode | CallNode)
         inputs: list[Input] = []
         args = encode(rebuild([list(node.args), dict(node.kwargs)], lambda leaf: self._slot(leaf, inputs)))
-        spec = TaskSpec(self.ids[node], args, tuple(inputs), after, node.options)
+        if node.max_behind is not None and not self._in_loop:
+            message = f"{self.ids[node]!r} takes turns, which only tasks of a loop's body can"
+            raise DefinitionError(message)
+        spec = TaskSpec(self.ids[node], args, tuple(inputs), after, node.options, max_behind=node.max_behind)
         if isinstance(node, CallNode):
             stateful = node.actor.durable and not node.options.query
             spec = dataclasses.replace(spec, actor=self._actor(node.actor), method=node.method, stateful=stateful)

@@ -115,7 +115,10 @@ class ActorState:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class LoopState:
-    """One loop: which iterations exist and how far they are."""
+    """One loop: which iterations exist and how far they are.
+
+    ``turns`` holds, by name, the tasks whose turn may not be over yet, in order; the last one stays.
+    """
 
     spec: LoopSpec
     next: int = 1
@@ -127,6 +130,7 @@ class LoopState:
     iterations: dict[int, Iteration] = dataclasses.field(default_factory=dict)
     consumers: dict[str, None] = dataclasses.field(default_factory=dict)
     rows: list[Committed] = dataclasses.field(default_factory=list)
+    turns: dict[str, deque[TaskSpec]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

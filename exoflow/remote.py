@@ -92,8 +92,9 @@ class RayReferences:
 class MemberHost:
     """A Ray actor around one `worker.Member`.
 
-    The body runs in one thread of its own, so that user code always sees the same thread; waiting for the
-    right moment, messages of other members and persisting go on beside it.
+    The calls that make the actor's history run in one thread of their own, so that user code always sees the
+    same thread, and queries in another: a call that waits for the outside world keeps none waiting. Waiting
+    for the right moment, messages of other members and persisting go on beside both.
     """
 
     def __init__(
@@ -107,9 +108,11 @@ class MemberHost:
     ) -> None:
         self._loop = asyncio.get_event_loop()
         self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
+        self._queries = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-query")
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-persist")
         self._changed = asyncio.Event()
         self._started = asyncio.Event()
+        self._told: asyncio.Queue[str] = asyncio.Queue()
         self._index = index
         self._peers: list[Any] = []
         self._round = 0
@@ -120,7 +123,7 @@ class MemberHost:
         store = worker.store_at(store_uri)
         references = RayReferences(workflow_id, store_uri)
         self._member = worker.Member(
-            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references, hints
+            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references, hints, self._tell
         )
 
     async def start(self, peers: list[Any]) -> str | None:
@@ -130,9 +133,12 @@ class MemberHost:
         self._started.set()
         return damage
 
-    async def stay(self) -> None:
-        """Never return: whoever waits for this is told when the process ends."""
-        await asyncio.Event().wait()
+    async def stay(self) -> str:
+        """Return the next thing that the actor's code tells; whoever waits for this is told when the process ends."""
+        return await self._told.get()
+
+    def _tell(self, text: str) -> None:
+        self._loop.call_soon_threadsafe(self._told.put_nowait, text)
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def call(self, packed: bytes, *values: Any) -> tuple[Any, bytes]:
@@ -142,7 +148,8 @@ class MemberHost:
         while job.leaves and self._member.token != job.expects:
             self._changed.clear()
             await self._changed.wait()
-        value, outcome = await self._loop.run_in_executor(self._body, self._member.call, job, values)
+        thread = self._queries if job.query else self._body
+        value, outcome = await self._loop.run_in_executor(thread, self._member.call, job, values)
         self._changed.set()
         return value, wire.pack(outcome)
 

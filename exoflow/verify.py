@@ -309,12 +309,22 @@ class _Tasks:
         return self._loops[loop].carry_task or f"{loop}[0]"
 
     def upstream(self, spec: TaskSpec, ends: dict[str, int]) -> list[TaskSpec | None]:
-        """Return the tasks that a task comes after, the call before it on its actor included."""
+        """Return the tasks that a task comes after, the call and the turn before it included."""
         names = [*(given.task for given in spec.inputs), *spec.after]
         found = [self.behind(name, spec, ends) for name in names]
         if spec.actor is not None and spec.stateful:
             found.append(self._call_before(spec))
+        if spec.max_behind is not None:
+            found.append(self._turn_before(spec))
         return found
+
+    def _turn_before(self, spec: TaskSpec) -> TaskSpec | None:
+        near = self._iterations.get(spec.loop or "", {})
+        for number in sorted((number for number in near if number < spec.iteration), reverse=True):
+            for task in near[number].tasks:
+                if task.turns == spec.turns:
+                    return task
+        return None
 
     def behind(self, name: str, reader: TaskSpec, ends: dict[str, int]) -> TaskSpec | None:
         """Return the task that makes an input; a loop's is the carry that ended it."""

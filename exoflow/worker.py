@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import logging
 import os
 import random
 import threading
@@ -60,6 +61,8 @@ class Settlement:
 class Refusal:
     """The body was not run."""
 
+
+logger = logging.getLogger(__name__)
 
 Outcome = Report | Failure | Refusal | Settlement
 
@@ -110,7 +113,9 @@ class Job:
     catches: bool = False
     last: bool = True
     generation: int | None = None
+    turns: str = ""
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    query: bool = False
 
 
 def live_inputs(order: Submit) -> list[Live]:
@@ -159,7 +164,9 @@ def make_job(
         spec.options.catch_exceptions,
         order.last,
         generation if spec.options.external else None,
+        order.turns,
         hints or {},
+        call is not None and spec.options.query,
     )
 
 
@@ -179,6 +186,9 @@ class Context:
         Number of this execution, unique within one owner's tenure.
     idempotency_key : str
         The same on every attempt of this task.
+    turns : str
+        The same for all tasks that take turns with this one (`exoflow.dag.Node.in_turn`), and nobody else's,
+        in any workflow; empty where none do. A name under which a receiver can tell an older sender from a newer.
     member, members : int
         Place in a replicated actor, and its size; 0 and 1 elsewhere.
     hints : mapping
@@ -187,18 +197,26 @@ class Context:
     """
 
     def __init__(
-        self, job: Job, blobs: Blobs, member: int = 0, members: int = 1, exchange: Exchange | None = None
+        self,
+        job: Job,
+        blobs: Blobs,
+        member: int = 0,
+        members: int = 1,
+        exchange: Exchange | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.workflow_id = job.workflow_id
         self.task_id = job.task
         self.iteration = job.iteration
         self.attempt = job.attempt
         self.idempotency_key = job.key
+        self.turns = job.turns
         self.member = member
         self.members = members
         self.hints = job.hints
         self._blobs = blobs
         self._exchange = exchange
+        self._tell = tell or logger.warning
         self._now = time.time() if job.intended_at is None else job.intended_at
         self._seed = job.key if job.intended_at is not None else None
         self._random: random.Random | None = None
@@ -241,10 +259,18 @@ class Context:
         """Ask that this actor call's snapshot be made durable, whatever its annotations say."""
         self.checkpoint_requested = True
 
+    def tell(self, text: str) -> None:
+        """Say something to the observer of whoever runs the workflow: shown while it runs, kept nowhere.
+
+        Of an actor's code alone; what a task says goes to the log of its process.
+        """
+        self._tell(text)
+
     def exchange(self, messages: Sequence[Any]) -> list[Any]:
         """Send message k to member k and return the messages that the members sent here, in their order.
 
-        All members of a replicated actor must call it the same number of times inside one call.
+        All members of a replicated actor must call it the same number of times inside one call. A query has
+        no place among the calls, so it exchanges nothing.
         """
         if self._exchange is None:
             if len(messages) != 1:
@@ -445,7 +471,9 @@ class Member:
         defer: Callable[[Callable[[], Value]], concurrent.futures.Future[Value]] | None = None,
         references: References | None = None,
         hints: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
+        self._tell = tell
         self.blobs = Blobs(store, workflow_id, references)
         self._store = store
         self._workflow_id = workflow_id
@@ -497,7 +525,7 @@ class Member:
 
     def _context(self, purpose: str) -> Context:
         job = Job(self._workflow_id, "", f"{self._spec.id}.{purpose}", 0, 0, "", False, _NO_ARGS, (), hints=self._hints)
-        return Context(job, self.blobs, self._index, self._spec.members, self._exchange)
+        return Context(job, self.blobs, self._index, self._spec.members, self._exchange, self._tell)
 
     def call(self, job: Job, values: Sequence[Any]) -> tuple[Any, Outcome]:
         """Run one call; the caller has made sure that ``job.expects`` is this member's token."""
@@ -511,7 +539,8 @@ class Member:
             if arguments is None:
                 return Unavailable(), Refusal()
             args, kwargs = arguments
-            ctx = Context(job, self.blobs, self._index, self._spec.members, self._exchange)
+            exchange = None if job.query else self._exchange
+            ctx = Context(job, self.blobs, self._index, self._spec.members, exchange, self._tell)
             begun = True
             with _running(ctx), _deadline(job.timeout):
                 method = getattr(self._object, job.method or "")

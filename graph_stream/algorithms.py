@@ -106,6 +106,8 @@ class Algorithm(Protocol):
     name: str
     weighted: bool
     """Whether vertices may have a base other than 1."""
+    local: bool
+    """Whether a vertex's score follows from its own ``X`` alone."""
 
     def factor(self, parameters: Parameters) -> float:
         """Return ``p``."""
@@ -125,6 +127,7 @@ class TunkRank:
 
     name = "tunkrank"
     weighted = False
+    local = True
 
     def factor(self, parameters: Parameters) -> float:
         """Return the retweet probability."""
@@ -148,6 +151,7 @@ class PageRank:
 
     name = "pagerank"
     weighted = True
+    local = False
 
     def factor(self, parameters: Parameters) -> float:
         """Return the damping."""

@@ -26,9 +26,10 @@ from graph_stream.errors import GraphStreamError
 from graph_stream.ledger import EVENT_TIME_COLUMNS
 from graph_stream.memory import parse_size
 from graph_stream.progress import Meter
-from ingest import IngestError
+from ingest import ON_LOST_OFFSET, IngestError
 from spark.session import SparkUnavailable
 
+EPOCH_EDGES, MAX_EPOCH_EDGES = 10_000, 1_000_000
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -92,7 +93,7 @@ def cli() -> None:
     multiple=True,
     required=True,
     metavar="URI",
-    help="File, folder or rmat:// URI.",
+    help="File, folder, kafka:// or rmat:// URI.",
 )
 @click.option("--columns", default="src,dst", help="src,dst[,time][,op] in the order of the file.")
 @click.option(
@@ -112,7 +113,10 @@ def cli() -> None:
 @click.option("--tolerance", type=float, default=1e-3, help="Relative error to work down to.")
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), default="async", help="When an epoch is durable.")
 @click.option("--checkpoint-every", type=int, default=1, help="Epochs between two deltas of the graph.")
-@click.option("--epoch-edges", type=int, default=10_000, help="Records of an epoch.")
+@click.option(
+    "--epoch-edges", type=int, help="Records of an epoch.  [default: 10000; with --epoch-seconds at most 1000000]"
+)
+@click.option("--epoch-seconds", type=float, help="Epochs close at multiples of so many seconds.  [default: when full]")
 @click.option("--epochs", type=int, help="Stop after so many epochs.  [default: at the end of the sources]")
 @click.option("--rate", type=float, help="Records per second.  [default: as fast as they can be read]")
 @click.option("--partitions", type=int, default=1, help="Actors that share the graph.")
@@ -129,6 +133,19 @@ def cli() -> None:
     metavar="SECONDS",
     help="How much older than the newest a record may be, with event time.  [default: the window]",
 )
+@click.option(
+    "--on-lost-offset",
+    type=click.Choice(ON_LOST_OFFSET),
+    default="fail",
+    help="What to do where a topic has not kept what comes next.",
+)
+@click.option(
+    "--publish",
+    multiple=True,
+    metavar="URI",
+    help="Publish what each committed epoch changed: to a folder, s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC, "
+    "with ?top=K only the best; may be repeated.",
+)
 @_max_memory
 @_take_over
 @_json
@@ -137,11 +154,20 @@ def run(run_id: str, store: str, max_memory: int | None, take_over: bool, as_jso
     from graph_stream.pipeline import Pipeline
 
     sources = options.pop("sources")
+    if options["epoch_edges"] is None:
+        options["epoch_edges"] = EPOCH_EDGES if options["epoch_seconds"] is None else MAX_EPOCH_EDGES
     with _running(run_id, store, as_json, max_memory) as meter:
         pipeline = Pipeline(*sources, **options)
         _warn_of_missing_java(pipeline.config)
         exoflow.init(store, log_to_driver=False)
-        pipeline.run(run_id=run_id, store=store, take_over=take_over, max_memory=max_memory, progress=meter.published)
+        pipeline.run(
+            run_id=run_id,
+            store=store,
+            take_over=take_over,
+            max_memory=max_memory,
+            progress=meter.published,
+            tell=meter.tell,
+        )
 
 
 @cli.command()
@@ -169,6 +195,7 @@ def resume(
             take_over=take_over,
             max_memory=max_memory,
             progress=meter.published,
+            tell=meter.tell,
         )
 
 

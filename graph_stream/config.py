@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
 from graph_stream.eventtime import EventTime
 from graph_stream.personalization import read_weights, sha256_of
+from graph_stream.targets import Target, absolute
+from ingest import ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
+MIN_EPOCH_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,14 @@ class RunConfig:
     window, allowed_lateness : float or None
         Seconds after its time at which an edge expires, and how much older than the watermark a record may be. One
         of them is enough for event time, which needs the column ``time``.
+    epoch_seconds : float or None
+        Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
+    on_lost_offset : {"fail", "skip"}
+        What to do where a topic has not kept what was to be read next.
+    settled : mapping
+        What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
+    publish : tuple of str
+        Where each committed epoch is published to; see `graph_stream.targets`.
 
     Raises
     ------
@@ -79,6 +91,10 @@ class RunConfig:
     personalization_sha256: str | None = None
     window: float | None = None
     allowed_lateness: float | None = None
+    epoch_seconds: float | None = None
+    on_lost_offset: str = "fail"
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    publish: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -100,6 +116,15 @@ class RunConfig:
         if self.rate is not None and self.rate <= 0:
             message = f"rate must be above 0 records per second, got {self.rate}"
             raise ConfigError(message)
+        if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
+            message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
+        if self.on_lost_offset not in ON_LOST_OFFSET:
+            message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
+            raise ConfigError(message)
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
             raise ConfigError(message)
@@ -109,7 +134,8 @@ class RunConfig:
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
             message = f"name each algorithm once, not {', '.join(self.algorithm) or 'none'}"
             raise ConfigError(message)
-        made = self
+        made = dataclasses.replace(self, publish=tuple(absolute(each) for each in self.publish))
+        made._check_publishing()
         if self.personalization is not None:
             path = _absolute(self.personalization)
             made = dataclasses.replace(made, personalization=path, personalization_sha256=sha256_of(path))
@@ -145,6 +171,22 @@ class RunConfig:
         """Whether records count by their times."""
         return self.window is not None or self.allowed_lateness is not None
 
+    def targets(self) -> tuple[Target, ...]:
+        """Return where epochs are published to, and which changes; raises ConfigError."""
+        return tuple(Target.parse(uri, self._known_algorithms()) for uri in self.publish)
+
+    def _check_publishing(self) -> None:
+        places = [target.place for target in self.targets()]
+        if len(set(places)) < len(places):
+            message = f"publish to each place once, not {', '.join(places)}"
+            raise ConfigError(message)
+        if places and self.checkpoint == "none":
+            message = "--publish needs --checkpoint async or sync: without, no epoch is committed before the end"
+            raise ConfigError(message)
+        if places and self.checkpoint_every != 1:
+            message = "--publish needs --checkpoint-every 1: what an epoch changed is kept with its delta"
+            raise ConfigError(message)
+
     def ranking_of(self, algorithm: str | None) -> int:
         """Return the number of the ranking by an algorithm, of the first for None.
 
@@ -168,30 +210,43 @@ class RunConfig:
         return self.algorithm
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form, in which options that this release has more than an older one show only where given."""
-        shown = {**dataclasses.asdict(self), "sources": list(self.sources), "algorithm": list(self.algorithm)}
-        return {name: value for name, value in shown.items() if value is not None or name not in _NEWER}
+        """Return a JSON form, in which options that older releases did not have show only where given."""
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        shown = {**dataclasses.asdict(self), **lists}
+        return {name: value for name, value in shown.items() if name not in _NEWER or value != _NEWER[name]}
 
     @staticmethod
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
         """Invert `to_json`."""
-        made = RunConfig(**{**shown, "sources": tuple(shown["sources"])})
-        return dataclasses.replace(made, algorithm=tuple(made.algorithm))
+        made = RunConfig(**shown)
+        return dataclasses.replace(made, **{name: tuple(getattr(made, name)) for name in _TUPLES})
 
     def difference(self, given: RunConfig) -> list[str]:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""
         recorded, asked = self.to_json(), given.to_json()
         return [
             f"--{name.rstrip('s') if name == 'sources' else name.replace('_', '-')}: "
-            f"{recorded.get(name)} -> {asked.get(name)}"
+            f"{recorded.get(name, _NEWER.get(name))} -> {asked.get(name, _NEWER.get(name))}"
             for name in {**recorded, **asked}
-            if recorded.get(name) != asked.get(name)
+            if name != "settled" and recorded.get(name) != asked.get(name)
         ]
 
+    def asks_for(self, given: RunConfig) -> bool:
+        """Whether other options ask for the same run; what was settled is nobody's wish."""
+        return dataclasses.replace(given, settled=self.settled) == self
 
-_NEWER = ("window", "allowed_lateness")
-"""Options that are left out of the JSON form where not given, so that an older run's plan is what it was."""
 
+_NEWER: dict[str, Any] = {
+    "window": None,
+    "allowed_lateness": None,
+    "epoch_seconds": None,
+    "on_lost_offset": "fail",
+    "settled": {},
+    "publish": [],
+}
+"""Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
+
+_TUPLES = ("sources", "algorithm", "publish")
 _LEAST = {
     "checkpoint_every": 1,
     "epoch_edges": 1,

@@ -7,6 +7,8 @@
       EpochNotFound      an epoch is not committed, or no longer kept
       MemoryLimitReached the graph has come to --max-memory
       TooManyBadRecords  more records were unreadable than --max-bad-records allows
+      SinkUnavailable    what is published to could not be reached; try again
+      SinkConflict       what is published to holds something else where an epoch should go
 """
 
 from __future__ import annotations
@@ -30,3 +32,11 @@ class MemoryLimitReached(GraphStreamError):
 
 class TooManyBadRecords(GraphStreamError):
     """More records were unreadable than the run allows."""
+
+
+class SinkUnavailable(GraphStreamError):
+    """What is published to could not be reached, or did not say that it took a publication."""
+
+
+class SinkConflict(GraphStreamError):
+    """What is published to holds something else where an epoch should go."""

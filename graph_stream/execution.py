@@ -203,6 +203,18 @@ class Executor:
         for workspace in self._workspaces:
             workspace.found.counts[:] = 0
 
+    def seen(self, vertices: Vertices, ranks: Ranks, *, capped: bool) -> Slots:
+        """Return the slots whose influence may have changed since the last `settle`, each once.
+
+        That is, all that were looked at: whoever's influence changes is in the next round's frontier. Where the
+        rounds were ``capped``, also all that still wait in it.
+        """
+        slots = [workspace.visits.slot[: workspace.visited] for workspace in self._workspaces]
+        if capped:
+            waiting = ranks.touched & vertices.owned[: len(ranks.touched)] & ~ranks.visited
+            slots.append(np.flatnonzero(waiting).astype(np.int32))
+        return np.concatenate(slots)
+
     def settle(
         self, vertices: Vertices, ranks: Ranks, lags: npt.NDArray[np.int64], lanes: Lanes
     ) -> tuple[Longs, Longs]:

@@ -6,14 +6,15 @@ An epoch applies the net edge changes once, and then, ranking by ranking, runs r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_stream import idtable, invariants, tombstones, wheel
-from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Storage, Vertices
+from graph_stream.adjacency import ARENA, EDGES, MAX_DEGREE, OWNED, USED, Longs, Slots, Storage, Vertices
 from graph_stream.algorithms import Parameters
+from graph_stream.changed import BYTES_PER_SLOT, Changed, Watch
 from graph_stream.epoch import EpochResult
 from graph_stream.eventtime import NEVER, EventTime, EventTimes
 from graph_stream.execution import Execution
@@ -41,6 +42,8 @@ class PartitionState:
         Threads for the rounds.
     execution : {"auto", "sparse", "dense"}
         How rounds find their frontier; never changes the state.
+    watched : mapping of int to int, optional
+        Rankings, by number, of which each epoch tells what it changed, with how many of the best vertices.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class PartitionState:
         partitions: int = 1,
         threads: int = 1,
         execution: Execution = "auto",
+        watched: Mapping[int, int] | None = None,
     ) -> None:
         virtual_range(index, partitions)
         if threads < 1:
@@ -75,6 +79,8 @@ class PartitionState:
             Ranking(number, each, self._adjacency, threads, execution) for number, each in enumerate(given)
         )
         self._changes = Changes.none()
+        self._watches = {number: Watch(best) for number, best in (watched or {}).items()}
+        self.changed: dict[int, Changed] = {}
         self.results = self._summarise(0)
 
     @property
@@ -115,7 +121,7 @@ class PartitionState:
         """Bytes of graph and state in use: of what can grow, the part written to."""
         counters = self._storage.counters
         arrays = (*self._vertices, *(array for ranking in self.rankings for array in ranking.ranks))
-        per_slot = sum(array.itemsize for array in arrays)
+        per_slot = sum(array.itemsize for array in arrays) + len(self._watches) * BYTES_PER_SLOT
         per_entry = self._storage.arena.itemsize + (self._storage.times.itemsize if len(self._storage.times) else 0)
         return int(
             counters[USED] * per_slot
@@ -173,6 +179,7 @@ class PartitionState:
         for ranking in self.rankings:
             ranking.run(epoch, links, news, lambda message: self._swap(message, exchange), gone)
             news = (news[0][:0], news[1][:0])
+        self._compare(np.concatenate(gone))
         contributions = Contributions.of_rankings([ranking.settle() for ranking in self.rankings])
         self._adjacency.release(np.concatenate(gone))
         for ranking in self.rankings:
@@ -201,6 +208,18 @@ class PartitionState:
         if times is not None and times.watermark < self._adjacency.watermark:
             message = f"a watermark of {times.watermark} cannot follow {self._adjacency.watermark}"
             raise ValueError(message)
+
+    def _compare(self, unlinked: Slots) -> None:
+        """Find what the epoch changed in the rankings that are watched."""
+        self.changed = {}
+        for number, watch in self._watches.items():
+            ranking = self.rankings[number]
+            influence, seen = ranking.ranks.influence, ranking.seen()
+            self.changed[number] = watch.close(self._vertices, influence, seen, unlinked, self._linked_slots)
+
+    def _linked_slots(self) -> Longs:
+        slots = self._adjacency.owned_slots()
+        return slots[(self._vertices.degree[slots] != 0) | (self._vertices.followers[slots] != 0)]
 
     def _news(self, links: Links) -> tuple[Longs, Longs]:
         """Return whose number of followers here has changed among other members' vertices, and by how many."""
@@ -328,6 +347,8 @@ class PartitionState:
             ranking.fit()
             ranking.recount()
             ranking.outcome = Outcome(capped=len(ranking.overdue()) > 0)
+        for number, watch in self._watches.items():
+            watch.begin(self._vertices, self.rankings[number].ranks.influence, self._adjacency.owned_slots())
         self.results = self._summarise(epoch)
 
     def _load(self, changes: Changes) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import exoflow
-from graph_stream import memory, ordering, snapshot
+from graph_stream import memory, ordering, publishing, snapshot
+from graph_stream.changed import Changed
 from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
 from graph_stream.graph import PartitionState, warm_up
@@ -33,6 +34,8 @@ class _Captured:
     changes: tuple[Changes, ...]
     lanes: tuple[int, ...]
     """Two lane sums for each ranking."""
+    changed: Mapping[int, Changed]
+    """What the last epoch changed in the rankings that are published."""
     last: bool
     """Whether no other will follow."""
 
@@ -50,6 +53,7 @@ class Partition:
             context.members,
             self._config.threads,
             context.hints.get("execution", "auto"),
+            watched=publishing.watched(self._config),
         )
         # In mode none no delta is ever written, so none is kept; a forced snapshot takes everything.
         self._keeps_deltas = self._config.checkpoint != "none"
@@ -105,10 +109,10 @@ class Partition:
         """Return what changed since the last capture; the arrays are never written to again."""
         lanes = self._lanes()
         if not self._keeps_deltas:
-            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes, self._last)
+            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes, {}, self._last)
         first, self._captured_epoch = self._captured_epoch + 1, self._state.epoch
         changes, self._uncaptured = tuple(self._uncaptured), []
-        return _Captured(first, self._state.epoch, changes, lanes, self._last)
+        return _Captured(first, self._state.epoch, changes, lanes, self._state.changed, self._last)
 
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
@@ -120,12 +124,16 @@ class Partition:
             self._manifest = self._compaction.next(self._manifest.append(entry), settle=captured.last)
         else:
             self._manifest = Manifest((entry,))
-        return {
+        shares = publishing.encode_shares(self._config, captured.changed)
+        state = {
             "epoch": captured.last_epoch,
             "lanes": list(captured.lanes),
             "written_bytes": entry.blob.size,
             "entries": self._manifest.to_json(),
         }
+        if shares:
+            state["shares"] = {str(ranking): context.write_blob(data) for ranking, data in shares.items()}
+        return state
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Load this member's share of a snapshot that any number of members has made.

@@ -7,6 +7,7 @@ One epoch is one iteration::
     apply    the partitions bring the ranking up to date             (their state: the graph; a delta each)
     publish  the epoch's answer: state hash, certificate, counts     (the carry of the loop)
     batch    every so many epochs: the exact answer, beside the stream
+    sink_1   what the epoch changed, published, behind the stream and in order; one for each ``--publish``
 
 ``cut`` and ``apply`` are chained by their actors, not by the carry, so the reader runs ahead of the
 computation and the computation ahead of the commits, by at most `MAX_IN_FLIGHT` epochs.
@@ -23,14 +24,15 @@ from typing import Any
 import exoflow
 from exoflow.controller import Observer
 from exoflow.dag import CallNode, Node
+from exoflow.records import Committed
 from exoflow.storage.location import S3_SCHEME, as_options
-from graph_stream import ledger, memory, offline
+from graph_stream import ledger, memory, offline, publishing, sources
 from graph_stream.config import RunConfig
 from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
 from graph_stream.partition import Partition
 from graph_stream.reader import Reader
-from ingest import Source, SourceError, open_source
+from ingest import Source, SourceError, group_mirror
 
 MAX_IN_FLIGHT = 4
 # A newer version of this application may go on with an older one's run: what both write has format versions.
@@ -38,6 +40,7 @@ ON_CHANGE = "continue"
 LOOP = "epochs"
 
 Progress = Callable[[Mapping[str, Any]], None]
+Tell = Callable[[str], None]
 
 
 def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
@@ -62,6 +65,7 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     if options.batch_every is not None and i % options.batch_every == 0:
         batches = offline.Batches.options(name="batches").bind(options.threads)
         published.also(batches.compute.options(name="batch").bind(config, i, applied.snapshot()))
+    published.also(*publishing.branches(options, i, published, applied))
     return published
 
 
@@ -88,7 +92,7 @@ class Pipeline:
 
     Parameters
     ----------
-    *sources : str or Source
+    *origins : str or Source
         Where the records come from; sources are opened again, by URI, where they are read.
     **options
         The options of `RunConfig`.
@@ -99,8 +103,8 @@ class Pipeline:
         When an option has a value it cannot have.
     """
 
-    def __init__(self, *sources: str | Source, **options: Any) -> None:
-        uris = tuple(source if isinstance(source, str) else source.uri for source in sources)
+    def __init__(self, *origins: str | Source, **options: Any) -> None:
+        uris = tuple(origin if isinstance(origin, str) else origin.uri for origin in origins)
         self.config = RunConfig(uris, **options).checked()
 
     def loop(self) -> Node:
@@ -123,6 +127,7 @@ class Pipeline:
         take_over: bool = False,
         max_memory: int | None = None,
         progress: Progress | None = None,
+        tell: Tell | None = None,
     ) -> dict[str, Any]:
         """Run to the end of the sources, from where the run of this id stands; return its last row.
 
@@ -137,36 +142,45 @@ class Pipeline:
             fails and can be resumed.
         progress : callable, optional
             Is told the row of each epoch that is published.
+        tell : callable, optional
+            Is told, in a line, what a source waits for and what it has lost.
 
         Raises
         ------
         ConfigError
             When the id belongs to a run with other options; names each. Of a new run, when a source cannot be
-            opened, or when it has batches and its store is no local folder; nothing is written then.
+            opened, when it has batches and its store is no local folder, or when a sink cannot be published to;
+            nothing is run then.
+        SinkUnavailable
+            Of a new run, when a sink cannot be reached.
         exoflow.ExoflowError
             See `exoflow.run`.
         """
         recorded = recorded_config(run_id, store)
         if recorded is None:
             self._check_batches(store)
-            self._check_sources()
-        elif recorded != self.config:
+            self._settle_sources(tell)
+            publishing.check_sinks(self.config, new=True)
+        elif recorded.asks_for(self.config):
+            self.config = recorded
+        else:
             lines = "\n  ".join(recorded.difference(self.config))
             message = (
                 f"run {run_id!r} exists with other options (recorded -> given):\n  {lines}\n"
                 f"resume it as it is (graph-stream resume --run-id {run_id} {as_options(store)}), or choose another id"
             )
             raise ConfigError(message)
-        result: dict[str, Any] = exoflow.run(
-            self.loop(),
-            workflow_id=run_id,
-            store=store,
-            metadata={"config": self.config.to_json()},
-            hints=_hints(max_memory),
-            take_over=take_over,
-            on_change=ON_CHANGE,
-            observer=_observer(progress),
-        )
+        with _RunObserver(self.config, progress, tell) as observer:
+            result: dict[str, Any] = exoflow.run(
+                self.loop(),
+                workflow_id=run_id,
+                store=store,
+                metadata={"config": self.config.to_json()},
+                hints=_hints(max_memory),
+                take_over=take_over,
+                on_change=ON_CHANGE,
+                observer=observer,
+            )
         return result
 
     def _check_batches(self, store: str) -> None:
@@ -174,10 +188,9 @@ class Pipeline:
             message = f"batches need a store in a local folder, not {store}; run without --batch-every there"
             raise ConfigError(message)
 
-    def _check_sources(self) -> None:
+    def _settle_sources(self, tell: Tell | None) -> None:
         try:
-            for uri in self.config.sources:
-                open_source(uri, self.config.columns).splits()
+            self.config = sources.settled(self.config, tell)
         except SourceError as error:
             raise ConfigError(str(error)) from error
 
@@ -190,17 +203,19 @@ def resume(
     take_over: bool = False,
     max_memory: int | None = None,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Run a known run to its end; return its last row. Options as in `Pipeline.run`; raises as `exoflow.resume`."""
-    result: dict[str, Any] = exoflow.resume(
-        run_id,
-        store=store,
-        replicas=None if partitions is None else {"partitions": partitions},
-        hints=_hints(max_memory),
-        take_over=take_over,
-        on_change=ON_CHANGE,
-        observer=_observer(progress),
-    )
+    with _RunObserver(recorded_config(run_id, store), progress, tell) as observer:
+        result: dict[str, Any] = exoflow.resume(
+            run_id,
+            store=store,
+            replicas=None if partitions is None else {"partitions": partitions},
+            hints=_hints(max_memory),
+            take_over=take_over,
+            on_change=ON_CHANGE,
+            observer=observer,
+        )
     return result
 
 
@@ -216,24 +231,47 @@ def recorded_config(run_id: str, store: str) -> RunConfig | None:
     return RunConfig.from_json(metadata["config"])
 
 
-class _RowObserver:
-    """Tells the rows of published epochs, as they are published."""
+class _RunObserver:
+    """Passes on the rows of published epochs, what the reader says, and to consumer groups what is committed."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, config: RunConfig | None, progress: Progress | None, tell: Tell | None) -> None:
+        self._progress = progress or _ignore
+        self._tell = tell or _ignore
+        uris = () if config is None else config.sources
+        self._mirrors = [mirror for uri in uris if (mirror := group_mirror(uri, self._tell)) is not None]
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for mirror in self._mirrors:
+            mirror.close()
 
     def produced(self, event: Any) -> None:
-        output = event.report.output
-        if event.task.startswith("publish[") and output is not None and output.codec == "json":
-            self._progress(json.loads(output.data))
+        row = _row(event.task, event.report.output)
+        if row is not None:
+            self._progress(row)
 
     def committed(self, records: Sequence[Any], at: float) -> None:
-        """Do nothing: commits show in the rows that are read back."""
+        for record in records if self._mirrors else ():
+            row = _row(record.task, record.output) if isinstance(record, Committed) else None
+            for mirror in self._mirrors if row is not None else ():
+                mirror.committed(row["offsets"])
+
+    def told(self, actor: str, text: str) -> None:
+        self._tell(text)
+
+
+def _row(task: str, output: Any) -> Any:
+    """Return the row that a task has published, or None."""
+    if task.startswith("publish[") and output is not None and output.codec == "json":
+        return None if output.data is None else json.loads(output.data)
+    return None
+
+
+def _ignore(_: Any) -> None:
+    pass
 
 
 def _hints(max_memory: int | None) -> dict[str, Any]:
     return {} if max_memory is None else {memory.HINT: max_memory}
-
-
-def _observer(progress: Progress | None) -> Observer | None:
-    return None if progress is None else _RowObserver(progress)

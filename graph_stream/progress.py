@@ -41,6 +41,12 @@ class Meter:
             self._shown_at = now
             self._show(row)
 
+    def tell(self, text: str) -> None:
+        """Write a line of its own, also where no progress is shown."""
+        clear = "\r\x1b[K" if self._shows and self._shown_at else ""
+        self._stream.write(f"{clear}{text}\n")
+        self._stream.flush()
+
     def rates(self) -> dict[str, float]:
         """Return ``seconds`` from the first record read to the last publish, and ``edges_per_second``."""
         seconds = 0.0 if self._began is None else self._ended - self._began

@@ -129,6 +129,10 @@ class Ranking:
         slots = self._adjacency.slots_of(message.targets)
         self._executor.deliver(self._vertices, self.ranks, slots, flat(message.deltas))
 
+    def seen(self) -> Slots:
+        """Return the owned slots whose influence may have changed in this epoch, each once; before `settle`."""
+        return self._executor.seen(self._vertices, self.ranks, capped=self.outcome.capped)
+
     def settle(self) -> tuple[Longs, Longs]:
         """Bring certificate and hash up to date after the rounds; return who changed its contribution, and to what."""
         return self._executor.settle(self._vertices, self.ranks, self.lags, self.lanes)

@@ -1,7 +1,9 @@
 """The actor that reads: cuts the sources into epochs ahead of the computation, and hands out their records.
 
-Its state is a position. Cutting moves it on and is a step of its history; fetching an epoch's records only
-reads, from memory if the epoch was just cut, else again from the source at the position of the cut.
+Its state is a position. Cutting moves it on and is a step of its history, which may wait for records as long as
+none come; fetching an epoch's records only reads, from memory if the epoch was just cut, else again from the
+sources, what the cut says was taken of them. Fetches are queries: they run in a thread of their own beside the
+cuts, and with sources of their own.
 """
 
 from __future__ import annotations
@@ -11,24 +13,25 @@ import time
 from typing import Any
 
 import exoflow
-from graph_stream import quarantine
+import ingest
+from graph_stream import quarantine, sources
 from graph_stream.config import RunConfig
 from graph_stream.errors import TooManyBadRecords
 from graph_stream.eventtime import NEVER, EventTimes, advanced
-from ingest import EpochBatch, EpochReader, open_source
+from ingest import EpochBatch, EpochReader, Position
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
     """What the online tier gets of an epoch: the records, and when they came.
 
-    Times are Unix seconds. ``scheduled_time`` is when the epoch closes by its schedule; without a rate, when
-    its last record was read.
+    Times are Unix seconds. ``scheduled_time`` is when the epoch closes by its schedule; where it has none, or was
+    full before, when its last record was read.
     """
 
     epoch: int
     last: bool
-    batch: EpochBatch
+    batch: EpochBatch | ingest.Records
     read_started: float
     read_seconds: float
     scheduled_time: float
@@ -42,12 +45,17 @@ class Reader:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
-        sources = [open_source(uri, self._config.columns) for uri in self._config.sources]
-        self._reader = EpochReader(sources, self._config.epoch_edges)
-        self._position = self._reader.start()
+        self._tell = exoflow.context().tell
+        self._reader = EpochReader(
+            sources.opened(self._config, self._tell),
+            self._config.epoch_edges,
+            epoch_seconds=self._config.epoch_seconds,
+        )
+        self._again: EpochReader | None = None
+        self._position: Position | None = None
         self._rejected = 0
         self._watermark = NEVER
-        self._ready: dict[int, tuple[EpochBatch, float, float]] = {}
+        self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
     def cut(self, epoch: int) -> dict[str, Any]:
@@ -56,9 +64,9 @@ class Reader:
         Returns
         -------
         dict
-            JSON-able: where the epoch begins, how many records it has and was refused, whether it is the
-            last, and its offsets for display; with event time its watermark, which is what the epochs before it
-            amount to.
+            JSON-able: what the epoch takes of each split, how many records it has and was refused, whether it
+            is the last, when its schedule closed it (None where that did not), and its offsets for display; with
+            event time its watermark, which is what the epochs before it amount to.
 
         Raises
         ------
@@ -68,7 +76,7 @@ class Reader:
             When a source cannot be read; nothing is lost, the epoch was not cut.
         """
         began = time.time()
-        batch = self._reader.read(self._position)
+        batch = self._reader.read(self._reader.start() if self._position is None else self._position)
         self._ready[epoch] = (batch, began, time.time())
         self._position = batch.end
         self._rejected += len(batch.bad)
@@ -79,7 +87,8 @@ class Reader:
         watermark = self._event_time_state()
         self._watermark = advanced(self._watermark, batch.time)
         return {
-            "begin": batch.begin,
+            "ranges": batch.ranges,
+            "due": batch.due,
             "records": len(batch.src),
             "rejected": len(batch.bad),
             "last": batch.last or epoch == self._config.epochs,
@@ -95,10 +104,11 @@ class Reader:
         ready = self._ready.pop(epoch, None)
         if ready is None:
             began = time.time()
-            batch = self._reader.read(cut["begin"])
-            ready = (batch, began, time.time())
+            if self._again is None:
+                self._again = EpochReader(sources.opened(self._config, self._tell), self._config.epoch_edges)
+            ready = (sources.records_of(self._again, cut), began, time.time())
         batch, began, ended = ready
-        scheduled = ended
+        scheduled = ended if cut.get("due") is None else cut["due"]
         if self._config.rate is not None:
             if self._schedule is None:
                 self._schedule = _Schedule(self._config.rate, self._config.epoch_edges, epoch, time.time())

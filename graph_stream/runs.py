@@ -22,7 +22,7 @@ import exoflow
 from exoflow.blobs import Blobs, object_key
 from exoflow.pins import pin
 from exoflow.storage import Store, open_store
-from graph_stream import ledger, snapshot
+from graph_stream import ledger, snapshot, sources
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine, combined_hash
@@ -36,7 +36,7 @@ from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, late
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
 from graph_stream.topk import top_k
-from ingest import EpochReader, open_source
+from ingest import EpochReader
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -183,13 +183,12 @@ def _replay(run: Run, state: PartitionState, base: int, epoch: int) -> None:
     cuts = {
         iteration.number: iteration.tasks["cut"].output for iteration in run.view.iterations if "cut" in iteration.tasks
     }
-    sources = [open_source(uri, run.config.columns) for uri in run.config.sources]
-    with EpochReader(sources, run.config.epoch_edges) as reader:
+    with EpochReader(sources.opened(run.config), run.config.epoch_edges) as reader:
         for number in range(base + 1, epoch + 1):
             if number not in cuts:
                 message = f"the offsets of epoch {number} are no longer kept; ask for a newer epoch than {epoch}"
                 raise EpochNotFound(message)
-            batch = reader.read(cuts[number]["begin"])
+            batch = sources.records_of(reader, cuts[number])
             times = EventTimes.of_epoch(batch.time, cuts[number])
             state.apply(number, batch.src, batch.dst, batch.op, alone, times)
 

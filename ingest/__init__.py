@@ -1,4 +1,4 @@
-"""Sources of edge changes: files and generators, cut into epochs.
+"""Sources of edge changes: files, Kafka topics and generators, cut into epochs.
 
 It knows nothing of the engine or the graph: it can be used alone. `open_source` names what to read,
 `EpochReader` cuts it into epochs, and both resume from a position to exactly the next record.
@@ -6,20 +6,25 @@ It knows nothing of the engine or the graph: it can be used alone. `open_source`
 
 from ingest.epochs import EpochBatch, EpochReader, Position
 from ingest.generate import write_rmat
+from ingest.kafka import ON_LOST_OFFSET
+from ingest.kafka_group import GroupMirror, group_mirror
 from ingest.source import BadRecord, Block, IngestError, Records, Source, SourceError, SplitReader
 from ingest.uri import open_source
 
 __all__ = [
+    "ON_LOST_OFFSET",
     "BadRecord",
     "Block",
     "EpochBatch",
     "EpochReader",
+    "GroupMirror",
     "IngestError",
     "Position",
     "Records",
     "Source",
     "SourceError",
     "SplitReader",
+    "group_mirror",
     "open_source",
     "write_rmat",
 ]

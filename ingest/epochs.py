@@ -1,17 +1,21 @@
-"""Cutting sources into epochs by count: which records fall into which epoch is a function of a position.
+"""Cutting sources into epochs: which records fall into which epoch.
 
 The records of all splits form one sequence: blocks of 1,000 good records are taken round-robin over the
-splits, in the order of the sources and of the names in each, until all are exhausted. An epoch is the next so
-many records of that sequence. Where an epoch ends inside a block, the next begins with the rest of that block
-before the turn passes on, so the sequence does not depend on where it is cut.
+splits, in the order of the sources and of the splits in each. Where an epoch ends inside a block, the next
+begins with the rest of that block before the turn passes on, so the sequence of bounded sources does not depend
+on where it is cut: cut by count, their epochs are a function of a position. A live split that has nothing more
+passes its turn on, so its epochs, and those cut by time, depend on when they were read. Whichever it is, the
+epoch's ranges say what was taken of each split, and reading those again gives the same records.
 """
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Final, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Final, TypeAlias, cast
 
+from ingest.schedule import Schedule
 from ingest.source import (
     BadRecord,
     Block,
@@ -19,6 +23,7 @@ from ingest.source import (
     Int8s,
     Int64s,
     JsonValue,
+    LiveSource,
     Records,
     Source,
     SourceError,
@@ -30,10 +35,15 @@ from ingest.source import (
 BLOCK_RECORDS: Final = 1000
 MAX_BAD_PER_EPOCH: Final = 10_000
 MAX_OPEN_SPLITS: Final = 256
+WAIT_SECONDS: Final = 0.2
+"""How long to wait for one live source before looking at the others and for new splits."""
 
 Position: TypeAlias = dict[str, JsonValue]
 """Where an epoch begins or ends, as JSON: ``splits`` (source, split, position and end of each, in order),
 ``turn`` (the split whose turn it is) and ``taken`` (the good records of its block that are taken already)."""
+
+Range: TypeAlias = list[JsonValue]
+"""What an epoch took of a split, as JSON: source, split, and the positions before and after."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +63,11 @@ class EpochBatch:
     begin, end
         The positions before the first record and after the last.
     last
-        True when no record, good or bad, remains.
+        True when no record, good or bad, remains; never with a live source.
+    ranges
+        What was taken of each split that was read, in the order of the splits.
+    due
+        Unix seconds at which the schedule closed the epoch; None where it was full before, or there is none.
     offsets
         For each split that was read, the positions in it before and after, for display.
     """
@@ -67,6 +81,8 @@ class EpochBatch:
     end: Position
     last: bool
     offsets: dict[str, list[JsonValue]]
+    ranges: list[Range]
+    due: float | None = None
 
 
 @dataclass(slots=True)
@@ -78,30 +94,59 @@ class _Split:
     position: JsonValue | None = None
     end: bool = False
 
+    @property
+    def name(self) -> "_Name":
+        return self.source, self.split
+
+
+_Name: TypeAlias = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What an epoch has taken of a split so far."""
+
+    before: JsonValue
+    after: JsonValue
+    runs: list[Records] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
+
 
 class EpochReader:
-    """Reads epochs of so many records from bounded sources.
+    """Reads epochs from sources, bounded and live ones side by side.
 
-    Exactly as repeatable as its sources: it has no state but the position it is given. Readers of splits are
-    kept open between calls, so that reading on where the last epoch ended opens nothing again.
+    Exactly as repeatable as its sources: it has no state but the position it is given, and with `epoch_seconds`
+    the clock. Readers of splits are kept open between calls, so that reading on where the last epoch ended opens
+    nothing again.
 
     Parameters
     ----------
     sources
-        Bounded sources, each given once.
+        Each given once.
     epoch_edges
-        The number of good records in an epoch; fewer only at the end of all splits, or where
-        `MAX_BAD_PER_EPOCH` bad records close it early, so that any input is read in bounded memory.
+        The number of good records in an epoch; fewer only at the end of all splits, where the schedule closes
+        it, or where `MAX_BAD_PER_EPOCH` bad records close it early, so that any input is read in bounded memory.
     block_records
         How many records are taken from a split in its turn.
+    epoch_seconds
+        Epochs also close at multiples of so many seconds, unless they are empty; None: only when they are full.
+    clock
+        Returns Unix seconds.
 
     Raises
     ------
     SourceError
-        A source is given twice or has no end.
+        A source is given twice.
     """
 
-    def __init__(self, sources: Sequence[Source], epoch_edges: int, block_records: int = BLOCK_RECORDS) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        epoch_edges: int,
+        block_records: int = BLOCK_RECORDS,
+        epoch_seconds: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         if min(epoch_edges, block_records) < 1:
             message = f"an epoch or a block of {min(epoch_edges, block_records)} records; it must be at least 1"
             raise ValueError(message)
@@ -109,21 +154,21 @@ class EpochReader:
         for source in sources:
             if source.uri in self._sources:
                 raise SourceError(source.uri, "the source is given twice")
-            if not source.bounded:
-                raise SourceError(source.uri, "the source has no end: it cannot be cut by count alone")
             self._sources[source.uri] = source
-        self._splits = [(source.uri, split) for source in sources for split in source.splits()]
-        self._labels = _labels(self._splits)
+        self._live = [cast(LiveSource, source) for source in sources if not source.bounded]
+        self._bounded_splits = {source.uri: source.splits() for source in sources if source.bounded}
         self._epoch_edges = epoch_edges
         self._block_records = block_records
-        self._readers: dict[int, SplitReader] = {}  # by index of the split, least recently read first
+        self._schedule = None if epoch_seconds is None else Schedule(epoch_seconds, clock)
+        self._readers: dict[_Name, SplitReader] = {}  # of bounded sources, least recently read first
+        self._live_readers: dict[_Name, SplitReader] = {}  # those of a source share a connection
 
     def start(self) -> Position:
         """Return the position before the first record."""
-        return _to_json([_Split(source, split) for source, split in self._splits], turn=0, taken=0)
+        return _to_json([_Split(*name) for name in self._splits()], turn=0, taken=0)
 
     def read(self, position: Position) -> EpochBatch:
-        """Read the epoch that begins at a position.
+        """Read the epoch that begins at a position; wait for it as long as its sources are live.
 
         Parameters
         ----------
@@ -136,44 +181,78 @@ class EpochReader:
             A source cannot be read, or its splits are not those of the position. The position stays good.
         """
         splits, turn, taken = self._resume(position)
-        runs: list[list[Records]] = [[] for _ in splits]
-        bad: list[list[BadRecord]] = [[] for _ in splits]
-        offsets: dict[str, list[JsonValue]] = {}
-        n_good = n_bad = 0
-        n_live = sum(not split.end for split in splits)
-        while n_live and n_good < self._epoch_edges and n_bad < MAX_BAD_PER_EPOCH:
+        epoch: dict[_Name, _Taken] = {}
+        n_good = n_bad = idle = 0
+        n_open = sum(not split.end for split in splits)
+        due = None
+        if self._schedule is not None:
+            self._schedule.begin()
+        while n_good < self._epoch_edges and n_bad < MAX_BAD_PER_EPOCH:
+            if not n_open and not self._live:
+                break
+            nothing_waits = idle >= n_open
+            if self._schedule is not None and self._schedule.is_over(idle=nothing_waits):
+                if n_good or n_bad:
+                    due = self._schedule.due
+                    break
+                if nothing_waits:
+                    self._schedule.next()
+            if nothing_waits:
+                self._wait()
+                splits, turn, taken = self._resume(_to_json(splits, turn, taken))
+                n_open = sum(not split.end for split in splits)
+                idle = 0
+                continue
             split = splits[turn]
+            starved = False
             if not split.end:
                 room = min(self._block_records - taken, self._epoch_edges - n_good)
-                before, block = self._read_split(turn, split, room)
-                offsets.setdefault(self._labels[turn], [before, None])[1] = split.position
-                runs[turn].append(block.records)
-                bad[turn].extend(block.bad)
+                block = self._read_split(split, room, epoch)
                 taken += len(block.records)
                 n_good += len(block.records)
                 n_bad += len(block.bad)
-                n_live -= split.end
-            if split.end or taken == self._block_records:
+                n_open -= split.end
+                starved = not self._sources[split.source].bounded and len(block.records) < room
+                idle = 0 if len(block.records) or block.bad or block.end else idle + 1
+            if split.end or starved or taken == self._block_records:
                 turn, taken = (turn + 1) % len(splits), 0
-        last = self._nothing_left(splits)
-        in_order = [run for of_split in runs for run in of_split]
-        records = concatenate(in_order) if in_order else no_records(timed=False)
-        return EpochBatch(
-            src=records.src,
-            dst=records.dst,
-            op=records.op,
-            time=records.time,
-            bad=[record for of_split in bad for record in of_split],
-            begin=position,
-            end=_to_json(splits, turn, taken),
-            last=last,
-            offsets=offsets,
-        )
+        if self._schedule is not None:
+            self._schedule.next()
+        return self._batch(position, splits, turn, taken, epoch, due)
+
+    def reread(self, ranges: Sequence[Range]) -> Records:
+        """Read the good records of an epoch again, by what it took of each split.
+
+        Raises
+        ------
+        SourceError
+            A source cannot be read, or has not kept what lies between the positions.
+        """
+        runs = []
+        for source, split, before, after in ranges:
+            if source not in self._sources:
+                raise SourceError(source, "the source is not one of this run's")
+            with closing(self._sources[source].open(split, before, after)) as reader:
+                block = reader.read(self._epoch_edges)
+                runs.append(block.records)
+                while not block.end:
+                    block = reader.read(self._epoch_edges)
+                    runs.append(block.records)
+                if reader.position != after:
+                    detail = (
+                        f"{split!r} was read up to {after} before, and now ends at {reader.position}: "
+                        "it has changed since; put it right and resume"
+                    )
+                    raise SourceError(source, detail)
+        return concatenate(runs) if runs else no_records(timed=False)
 
     def close(self) -> None:
         """Close what is open; the reader can be used again all the same."""
-        while self._readers:
-            self._readers.popitem()[1].close()
+        for kept in (self._readers, self._live_readers):
+            while kept:
+                kept.popitem()[1].close()
+        for source in self._sources.values():
+            source.close()
 
     def __enter__(self) -> "EpochReader":
         return self
@@ -181,20 +260,47 @@ class EpochReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _splits(self) -> list[_Name]:
+        """Return the splits that are there now, in order."""
+        return [
+            (uri, split)
+            for uri, source in self._sources.items()
+            for split in (self._bounded_splits[uri] if source.bounded else source.splits())
+        ]
+
     def _resume(self, position: Position) -> tuple[list[_Split], int, int]:
-        splits = [_Split(**split) for split in position["splits"]]
-        then = [(split.source, split.split) for split in splits]
-        if then != self._splits:
-            source, split = min(set(then) ^ set(self._splits), default=then[0])
+        """Return splits, turn and taken of a position, with the splits that a live source has since got."""
+        then = {split.name: split for split in (_Split(**split) for split in position["splits"])}
+        now = self._splits()
+        gone = [*(then.keys() - set(now))]
+        new = [name for name in now if name not in then]
+        odd = gone + [(uri, split) for uri, split in new if self._sources[uri].bounded]
+        if not odd and [name for name in now if name in then] != list(then):
+            odd = list(then)
+        if odd:
+            source, split = min(odd)
             detail = (
                 f"the splits are not those the run began with ({split!r} is new, gone or in another place): "
                 "put the old files back or start a new run"
             )
             raise SourceError(source, detail)
-        return splits, position["turn"], position["taken"]
+        splits = [then.get(name) or _Split(*name) for name in now]
+        turn: int = position["turn"]
+        if new and then:
+            turn = now.index(list(then)[turn])
+        return splits, turn, position["taken"]
+
+    def _wait(self) -> None:
+        """Wait until a live source may have something, or for a moment."""
+        seconds = WAIT_SECONDS / len(self._live)
+        for source in self._live:
+            left = seconds if self._schedule is None else min(seconds, self._schedule.seconds_left)
+            source.wait(left)
 
     def _nothing_left(self, splits: list[_Split]) -> bool:
         """Tell whether every split is exhausted; one that was never read may be empty, so look into it."""
+        if self._live:
+            return False
         live = [split for split in splits if not split.end]
         if any(split.position is not None for split in live):  # its last block said that more follows
             return False
@@ -206,10 +312,11 @@ class EpochReader:
             split.end = True
         return True
 
-    def _read_split(self, number: int, split: _Split, max_records: int) -> tuple[JsonValue, Block]:
-        """Read on in a split; return the position before and the block, and move the split behind it."""
+    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Name, _Taken]) -> Block:
+        """Read on in a split, move it behind what was read, and add that to the epoch."""
         # Out of the cache while it is read: a reader that was stopped half-way must not be found there again.
-        reader = self._readers.pop(number, None)
+        kept = self._readers if split.source in self._bounded_splits else self._live_readers
+        reader = kept.pop(split.name, None)
         if reader is not None and reader.position != split.position:
             reader.close()
             reader = None
@@ -225,19 +332,49 @@ class EpochReader:
         if block.end:
             reader.close()
         else:
-            self._keep(number, reader)
-        return before, block
+            if kept is self._readers and len(kept) == MAX_OPEN_SPLITS:
+                kept.pop(next(iter(kept))).close()
+            kept[split.name] = reader
+        if reader.position != before or split.source in self._bounded_splits:
+            taken = epoch.setdefault(split.name, _Taken(before, before))
+            taken.after = split.position
+            taken.runs.append(block.records)
+            taken.bad.extend(block.bad)
+        return block
 
-    def _keep(self, number: int, reader: SplitReader) -> None:
-        if len(self._readers) == MAX_OPEN_SPLITS:
-            self._readers.pop(next(iter(self._readers))).close()
-        self._readers[number] = reader
+    def _batch(
+        self,
+        begin: Position,
+        splits: list[_Split],
+        turn: int,
+        taken: int,
+        epoch: dict[_Name, _Taken],
+        due: float | None,
+    ) -> EpochBatch:
+        last = self._nothing_left(splits)
+        in_order = [(split, epoch[split.name]) for split in splits if split.name in epoch]
+        runs = [run for _, each in in_order for run in each.runs]
+        records = concatenate(runs) if runs else no_records(timed=False)
+        labels = _labels([split.name for split in splits])
+        return EpochBatch(
+            src=records.src,
+            dst=records.dst,
+            op=records.op,
+            time=records.time,
+            bad=[record for _, each in in_order for record in each.bad],
+            begin=begin,
+            end=_to_json(splits, turn, taken),
+            last=last,
+            offsets={labels[name]: [each.before, each.after] for name, each in epoch.items()},
+            ranges=[[*split.name, each.before, each.after] for split, each in in_order],
+            due=due,
+        )
 
 
-def _labels(splits: list[tuple[str, str]]) -> list[str]:
+def _labels(names: list[_Name]) -> dict[_Name, str]:
     """Name splits for display: by their source too where two have the same name."""
-    times = Counter(split for _, split in splits)
-    return [split if times[split] == 1 else f"{uri}#{split}" for uri, split in splits]
+    times = Counter(split for _, split in names)
+    return {(uri, split): split if times[split] == 1 else f"{uri}#{split}" for uri, split in names}
 
 
 def _to_json(splits: list[_Split], turn: int, taken: int) -> Position:

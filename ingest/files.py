@@ -73,10 +73,16 @@ class FileSource:
         """Return the names of the files, below the folder they were looked for in, in order."""
         return sorted(self.files)
 
-    def open(self, split: str, position: JsonValue | None) -> ChunkedReader:
+    def open(self, split: str, position: JsonValue | None, until: JsonValue | None = None) -> ChunkedReader:
         """Open a file at a position; see `ingest.source.Source.open`."""
         start = 0 if position is None else int(position)
-        return ChunkedReader(self._chunks(split, start), start, timed="time" in self.names)
+        return ChunkedReader(self._chunks(split, start), start, "time" in self.names, until)
+
+    def settle(self) -> None:
+        """Settle nothing: files are what they are; see `ingest.source.Source.settle`."""
+
+    def close(self) -> None:
+        """Do nothing: only readers hold something open."""
 
     def _chunks(self, split: str, position: int) -> Chunks:
         """Yield the chunks of a file; what the system and pyarrow raise comes out as a `SourceError`."""

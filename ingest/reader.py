@@ -5,9 +5,10 @@ megabyte of text, a batch of rows); `ChunkedReader` hides the cuts, so that what
 its position and nothing else.
 """
 
+from bisect import bisect_right
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class Chunk:
         The bad records, in offset order.
     bad_ends
         The position just after each bad record.
+    reached
+        Where the split goes on after the chunk, where that is more than its last record's end.
     """
 
     records: Records
@@ -44,14 +47,33 @@ class Chunk:
     ends: Int64s
     bad: tuple[BadRecord, ...] = ()
     bad_ends: tuple[int, ...] = ()
+    reached: int = 0
 
     def end(self, position: int) -> int:
-        """Return the position just after the last record, or `position` where there is none."""
+        """Return the position just after the chunk, or `position` where that is later."""
         ends: list[int] = self.ends[-1:].tolist()
-        return max([position, *ends, *self.bad_ends[-1:]])
+        return max([position, *ends, *self.bad_ends[-1:], self.reached])
+
+    def up_to(self, position: int) -> "Chunk":
+        """Return the part of the chunk that ends at a position."""
+        good = int(np.searchsorted(self.ends, position, side="right"))
+        bad = bisect_right(self.bad_ends, position)
+        return Chunk(
+            self.records[:good],
+            self.starts[:good],
+            self.ends[:good],
+            self.bad[:bad],
+            self.bad_ends[:bad],
+            min(self.reached, position),
+        )
 
 
 Chunks: TypeAlias = Generator[Chunk, None, None]
+LiveChunks: TypeAlias = Generator[Chunk | None, None, None]
+"""Chunks, and None where a live split has nothing yet."""
+
+
+_END: Final = Chunk(no_records(timed=False), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 class ChunkedReader:
@@ -65,15 +87,19 @@ class ChunkedReader:
         Where the first chunk starts.
     timed
         Whether the records carry a time.
+    until
+        Where to end; None where the chunks do.
     """
 
-    def __init__(self, chunks: Chunks, position: int, timed: bool) -> None:
+    def __init__(self, chunks: LiveChunks, position: int, timed: bool, until: int | None = None) -> None:
         self._chunks = chunks
         self._position = position
+        self._until = until
         self._nothing = no_records(timed)
         self._chunk = Chunk(self._nothing, np.empty(0, np.int64), np.empty(0, np.int64))
         self._good = self._bad = 0  # how many of the chunk's records were returned
         self._error: SourceError | None = None
+        self._idle = False
 
     @property
     def position(self) -> int:
@@ -90,7 +116,7 @@ class ChunkedReader:
         good = 0
         while True:
             if self._exhausted() and not self._next_chunk(raise_error=not runs and not bad):
-                end = self._error is None
+                end = self._error is None and not self._idle
                 break
             run, faults = self._take(max_records - good, MAX_BAD_PER_BLOCK - len(bad))
             if len(run):
@@ -111,19 +137,28 @@ class ChunkedReader:
         return self._good == len(self._chunk.records) and self._bad == len(self._chunk.bad)
 
     def _next_chunk(self, raise_error: bool) -> bool:
-        """Step to the next chunk; False when there is none.
+        """Step to the next chunk; False when there is none, or none yet.
 
         An error is kept: what was read whole before it is returned first, and no later read can mistake the
         generator it ended for the end of the split.
         """
+        self._idle = False
+        self._position = max(self._position, self._chunk.reached)
+        if self._until is not None and self._position >= self._until:
+            return False
         if self._error is None:
             try:
-                chunk = next(self._chunks, None)
+                chunk = next(self._chunks, _END)
             except SourceError as error:
                 self._error = error
             else:
-                if chunk is None:
+                if chunk is _END:
                     return False
+                if chunk is None:
+                    self._idle = True
+                    return False
+                if self._until is not None:
+                    chunk = chunk.up_to(self._until)
                 self._chunk, self._good, self._bad = chunk, 0, 0
                 return True
         if raise_error:

@@ -3,7 +3,11 @@
 A source is a set of *splits* that can be read independently. A reader of a split returns blocks of records
 and can always name its *position*, the place just after the last record it returned. All state comes from
 the position: a reader opened at a position yields exactly what a reader that was read up to it would yield
-next. That is what lets a run resume after a crash without losing or doubling a record.
+next, and one opened from a position up to a later one yields what lies between, as often as one likes. That
+is what lets a run resume after a crash without losing or doubling a record.
+
+A source is *bounded* when all its splits have an end; a read then waits for its records however long they
+take. Else it is *live*: a split may have nothing yet, and splits may appear while it is read.
 
 Errors::
 
@@ -95,7 +99,7 @@ class BadRecord:
     split
         The name of the split in it.
     offset
-        Where the record starts: a byte of the uncompressed text, or a row number.
+        Where the record starts: a byte of the uncompressed text, a row number, or the offset of a message.
     raw
         The record without its line end, cut at `MAX_RAW_BYTES`.
     reason
@@ -120,7 +124,8 @@ class Block:
     bad
         The bad records before, between and directly after them, in offset order.
     end
-        True when the split is exhausted: no record, good or bad, follows.
+        True when the split is exhausted, or has been read up to where its reader was to end: no record, good
+        or bad, follows. An empty block whose end is False says that a live split has nothing yet.
     """
 
     records: Records
@@ -147,7 +152,8 @@ class SplitReader(Protocol):
         Returns
         -------
         Block
-            The longest run that holds at most `max_records` good and `MAX_BAD_PER_BLOCK` bad records.
+            The longest run that holds at most `max_records` good and `MAX_BAD_PER_BLOCK` bad records; of a live
+            split, of what is there now.
 
         Raises
         ------
@@ -175,11 +181,39 @@ class Source(Protocol):
         ...
 
     def splits(self) -> list[str]:
-        """Return the names of the splits, sorted."""
+        """Return the names of the splits, in their order; of a live source there may be more later."""
         ...
 
-    def open(self, split: str, position: JsonValue | None) -> SplitReader:
-        """Open a split at a position a reader of it returned, or at its beginning where that is None."""
+    def open(self, split: str, position: JsonValue | None, until: JsonValue | None = None) -> SplitReader:
+        """Open a split at a position a reader of it returned, or at its beginning where that is None.
+
+        With a later position `until` the reader ends there, and waits for what lies between.
+        """
+        ...
+
+    def settle(self) -> JsonValue | None:
+        """Return what must be settled once, when a run begins, and then stay: such as where "latest" is.
+
+        `ingest.uri.open_source` takes it back. None of a source that is the same whenever it is opened.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the source itself holds, such as a connection; it can be used again all the same."""
+        ...
+
+
+class LiveSource(Source, Protocol):
+    """A source that has no end, or not yet."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when a split may have records, after `seconds` at the latest.
+
+        Raises
+        ------
+        SourceError
+            The source cannot be read and waiting longer will not help.
+        """
         ...
 
 

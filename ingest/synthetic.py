@@ -90,10 +90,16 @@ class SyntheticSource:
         """Return the name of the only split."""
         return [SPLIT]
 
-    def open(self, split: str, position: JsonValue | None) -> ChunkedReader:
+    def open(self, split: str, position: JsonValue | None, until: JsonValue | None = None) -> ChunkedReader:
         """Open the stream at an index; see `ingest.source.Source.open`."""
         start = 0 if position is None else int(position)
-        return ChunkedReader(self._chunks(start), start, timed=False)
+        return ChunkedReader(self._chunks(start), start, False, until)
+
+    def settle(self) -> None:
+        """Settle nothing: the parameters say it all; see `ingest.source.Source.settle`."""
+
+    def close(self) -> None:
+        """Do nothing: only readers hold something open."""
 
     def _chunks(self, position: int) -> Chunks:
         for start in range(position, self.rmat.edges, CHUNK_RECORDS):

@@ -7,10 +7,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ingest.files import FileSource
 from ingest.formats import parse_columns
-from ingest.source import Source, SourceError
+from ingest.kafka import KafkaSource
+from ingest.source import JsonValue, Source, SourceError
 from ingest.synthetic import Rmat, SyntheticSource
 
-SUPPORTED: Final = "a path (a file, a folder or a glob), file:///PATH and rmat://?scale=S&edges=N[&seed=K][&deletes=F]"
+SUPPORTED: Final = (
+    "a path (a file, a folder or a glob), file:///PATH, kafka://HOST:PORT/TOPIC[?from=...&until=end] and "
+    "rmat://?scale=S&edges=N[&seed=K][&deletes=F]"
+)
 
 _RMAT_PARAMETERS: Final[dict[str, Callable[[str], float]]] = {
     "scale": int,
@@ -20,16 +24,29 @@ _RMAT_PARAMETERS: Final[dict[str, Callable[[str], float]]] = {
 }
 
 
-def open_source(uri: str, columns: str = "src,dst") -> Source:
+def open_source(
+    uri: str,
+    columns: str = "src,dst",
+    *,
+    settled: JsonValue | None = None,
+    on_lost_offset: str = "fail",
+    tell: Callable[[str], None] | None = None,
+) -> Source:
     """Return the source a URI stands for.
 
     Parameters
     ----------
     uri
-        A path or ``file:///PATH`` (a file, or a folder or glob for its files in name order), or
-        ``rmat://?scale=20&edges=5000000&seed=1[&deletes=0.1]``.
+        A path or ``file:///PATH`` (a file, or a folder or glob for its files in name order),
+        ``kafka://HOST:PORT/TOPIC`` or ``rmat://?scale=20&edges=5000000&seed=1[&deletes=0.1]``.
     columns
         ``src,dst[,time][,op]`` in the order of the file's columns.
+    settled
+        What `Source.settle` returned when the run began; None where it begins now.
+    on_lost_offset
+        ``fail`` or ``skip``: what to do where a topic has not kept what was to be read next.
+    tell
+        Gets lines about what a source waits for or has lost; None logs them as warnings.
 
     Raises
     ------
@@ -51,6 +68,8 @@ def open_source(uri: str, columns: str = "src,dst") -> Source:
             return FileSource(uri, _file_path(uri), names)
         case "rmat":
             return _rmat_source(uri, names)
+        case "kafka":
+            return KafkaSource(uri, names, settled, on_lost_offset, tell)
         case other:
             raise SourceError(uri, f"{other}:// is not supported as a source; supported are {SUPPORTED}")
 

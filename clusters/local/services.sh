@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Starts and stops the servers that tests and development need, on 127.0.0.1 alone.
 #
-#   services.sh up        start what is not running; S3_PORT (default 9000) is where S3 listens
-#   services.sh down      stop them, and remove what they stored
-#   services.sh status    say what runs
+#   services.sh up [NAME ...]   start those that do not run: s3 on S3_PORT (default 9000), kafka on KAFKA_PORT (9092)
+#   services.sh down            stop all, and remove what they stored
+#   services.sh status          say what runs
+#
+# A service whose program cannot be had on this machine is skipped with the reason; with CI=true that is a failure.
 #
 # A service NAME is four functions: program_NAME prints its program, start_NAME PROGRAM runs it in the background,
 # answers_NAME asks whether it is there, about_NAME PORT says how to use it. Pid, port, log and data are in
@@ -11,8 +13,8 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 state="${EXOFLOW_SERVICES:-$(cd "$here/../.." && pwd)/.services}"
-services=(s3)
-declare -A port=([s3]="${S3_PORT:-9000}")
+services=(s3 kafka)
+declare -A port=([s3]="${S3_PORT:-9000}" [kafka]="${KAFKA_PORT:-9092}")
 patience_seconds=30
 s3_bucket=exoflow
 
@@ -40,6 +42,25 @@ about_s3() {
     echo "  graph-stream run --store s3://$s3_bucket/runs ..."
 }
 
+program_kafka() {
+    "$here/kafka.sh" jars >/dev/null && echo "$here/kafka.sh"
+}
+
+start_kafka() {
+    setsid "$1" serve "$state/kafka/data" "${port[kafka]}" </dev/null >"$state/kafka/log" 2>&1 9<&- &
+    echo $! >"$state/kafka/pid"
+}
+
+answers_kafka() {
+    # Its port is open a moment before it does what it is asked for.
+    grep -qsF "Kafka Server started" "$state/kafka/log"
+}
+
+about_kafka() {
+    echo "Kafka at 127.0.0.1:$1, no authentication; use it with:"
+    echo "  graph-stream run --source kafka://127.0.0.1:$1/TOPIC ..."
+}
+
 # What a port of this machine answers to a request; fails where nobody listens.
 ask() (
     exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
@@ -57,25 +78,35 @@ pid_of() {
 }
 
 up() {
-    local name
-    for name in "${services[@]}"; do
+    local name program
+    (($#)) || set -- "${services[@]}"
+    for name in "$@"; do
+        if [[ ! -v "port[$name]" ]]; then
+            echo "There is no service '$name'; known are ${services[*]}." >&2
+            exit 2
+        fi
         if ! pid_of "$name" >/dev/null; then
-            start "$name"
+            if ! program="$("program_$name")"; then
+                echo "Without it the service $name is skipped." >&2
+                [[ "${CI:-}" != true ]] || exit 1
+                continue
+            fi
+            start "$name" "$program"
         fi
         "about_$name" "$(cat "$state/$name/port")"
     done
 }
 
+# Starts a service, by name and program.
 start() {
-    local program pid
+    local pid
     if (exec 3<>"/dev/tcp/127.0.0.1/${port[$1]}") 2>/dev/null; then
         echo "Port ${port[$1]} is in use by another process; stop it, or choose another port with ${1^^}_PORT=..." >&2
         exit 1
     fi
-    program="$("program_$1")"
     mkdir -p "$state/$1"
     echo "${port[$1]}" >"$state/$1/port"
-    "start_$1" "$program"
+    "start_$1" "$2"
     pid="$(cat "$state/$1/pid")"
     SECONDS=0
     until "answers_$1"; do
@@ -125,11 +156,11 @@ case "${1:-}" in
     up | down)
         exec 9<"${BASH_SOURCE[0]}"
         flock 9
-        "$1"
+        "$@"
         ;;
     status) status ;;
     *)
-        echo "usage: $0 up|down|status" >&2
+        echo "usage: $0 up [NAME ...] | down | status" >&2
         exit 2
         ;;
 esac

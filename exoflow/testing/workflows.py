@@ -294,6 +294,7 @@ def _random_loop(chooser: random.Random) -> Node:
         "reads_snapshot": chooser.random() < 0.5,
         "catches": chooser.random() < 0.3,
         "limits": _random_limits(chooser),
+        "turns": chooser.choice((None, 1, 2)),
     }
     first = draw.options(checkpoint=chooser.choice(MODES), name="first").bind(0)
     loop = exoflow.loop(
@@ -333,7 +334,8 @@ def _body(shape: dict[str, Any], carry: Node, i: int) -> Node:
         shape["last"], *inputs
     )
     if shape["effect_every"] and i % shape["effect_every"] == 0:
-        node.also(_effect_in_loop(shape).bind(0, effect_on))
+        effect_node = _effect_in_loop(shape).bind(0, effect_on)
+        node.also(effect_node if shape["turns"] is None else effect_node.in_turn(max_behind=shape["turns"]))
     return node
 
 

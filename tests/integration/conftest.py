@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.services import S3, s3_credentials, s3_service
+from tests.integration.services import S3, Kafka, kafka_service, s3_credentials, s3_service
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,4 +20,11 @@ def _credentials() -> Iterator[None]:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """Return an S3 server; no mock, so that races are real."""
     with s3_service(tmp_path_factory.mktemp("s3")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """Return a Kafka broker; a real one."""
+    with kafka_service(tmp_path_factory.mktemp("kafka")) as service:
         yield service

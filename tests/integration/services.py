@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import time
 import urllib.error
@@ -16,9 +18,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
+from kafka import KafkaProducer
+from kafka.admin import KafkaAdminClient, NewTopic
 
 LOCAL = Path(__file__).parents[2] / "clusters" / "local"
 BUCKET = "exoflow"
@@ -38,26 +42,19 @@ class S3:
         return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={endpoint or self.endpoint}"
 
 
-class S3Server:
-    """A server of one test, that may be killed and started again with what it stored.
+class Server(abc.ABC):
+    """A server of one test, that may be killed and started again with what it stored."""
 
-    Parameters
-    ----------
-    folder : Path
-        Where it stores; a new one.
-    tls : (Path, Path), optional
-        Certificate and key; makes it speak https.
-    """
-
-    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
-        self._tls = tls
-        self._data = folder / "data"
-        (self._data / BUCKET).mkdir(parents=True)
-        self._program = program()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+
+    @abc.abstractmethod
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """Start its process."""
+
+    @abc.abstractmethod
+    def _answers(self) -> bool:
+        """Whether it does what it is asked for."""
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -68,26 +65,13 @@ class S3Server:
         """Kill it."""
         self.kill()
 
-    @property
-    def s3(self) -> S3:
-        """The server as tests use it."""
-        return S3(f"{'http' if self._tls is None else 'https'}://{self._address}")
-
     def start(self) -> None:
         """Start it, and return once it answers."""
-        keys = {"ROOT_ACCESS_KEY": "exoflow", "ROOT_SECRET_KEY": "exoflowsecret"}
-        tls = () if self._tls is None else ("--cert", self._tls[0], "--key", self._tls[1])
-        self._process = subprocess.Popen(
-            [self._program, "--port", self._address, "--keep-alive", "--quiet", *HEALTH, *tls, "posix", self._data],
-            env={**os.environ, **keys},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self._process = self._spawn()
         deadline = time.monotonic() + START_SECONDS
-        while not answers(self.s3.endpoint):
-            assert self._process.poll() is None, "the S3 server ended while it started"
-            assert time.monotonic() < deadline, "the S3 server did not start in time"
+        while not self._answers():
+            assert self._process.poll() is None, f"the {type(self).__name__} ended while it started"
+            assert time.monotonic() < deadline, f"the {type(self).__name__} did not start in time"
             time.sleep(0.02)
 
     @contextlib.contextmanager
@@ -108,15 +92,138 @@ class S3Server:
             self._process = None
 
 
+class S3Server(Server):
+    """An S3 server of one test.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it stores; a new one.
+    tls : (Path, Path), optional
+        Certificate and key; makes it speak https.
+    """
+
+    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
+        super().__init__()
+        self._tls = tls
+        self._data = folder / "data"
+        (self._data / BUCKET).mkdir(parents=True)
+        self._program = program()
+        self._address = f"127.0.0.1:{free_port()}"
+
+    @property
+    def s3(self) -> S3:
+        """The server as tests use it."""
+        return S3(f"{'http' if self._tls is None else 'https'}://{self._address}")
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        keys = {"ROOT_ACCESS_KEY": "exoflow", "ROOT_SECRET_KEY": "exoflowsecret"}
+        tls = () if self._tls is None else ("--cert", self._tls[0], "--key", self._tls[1])
+        return subprocess.Popen(
+            [self._program, "--port", self._address, "--keep-alive", "--quiet", *HEALTH, *tls, "posix", self._data],
+            env={**os.environ, **keys},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def _answers(self) -> bool:
+        return answers(self.s3.endpoint)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kafka:
+    """A Kafka broker."""
+
+    address: str
+
+    def new_topic(self, partitions: int = 1, **settings: str) -> str:
+        """Create a topic that nobody has used, with settings such as ``cleanup_policy``; return its name."""
+        name = f"edges-{uuid.uuid4().hex}"
+        configs = {setting.replace("_", "."): value for setting, value in settings.items()}
+        with self.admin() as admin:
+            admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+        return name
+
+    @contextlib.contextmanager
+    def admin(self) -> Iterator[KafkaAdminClient]:
+        """Yield a client that changes topics."""
+        client = KafkaAdminClient(bootstrap_servers=self.address)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    @contextlib.contextmanager
+    def producer(self, **options: Any) -> Iterator[KafkaProducer]:
+        """Yield a producer; what was sent has been stored when the block ends."""
+        client = KafkaProducer(bootstrap_servers=self.address, acks="all", **options)
+        try:
+            yield client
+            client.flush()
+        finally:
+            client.close()
+
+
+class KafkaServer(Server):
+    """A Kafka broker of one test.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it stores; a new one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        kafka_jars()
+        self._folder = folder
+        self._port = free_port()
+
+    @property
+    def kafka(self) -> Kafka:
+        """The broker as tests use it."""
+        return Kafka(f"127.0.0.1:{self._port}")
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "log").open("wb") as log:
+            return subprocess.Popen(
+                [LOCAL / "kafka.sh", "serve", self._folder / "data", str(self._port)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _answers(self) -> bool:
+        return b"Kafka Server started" in (self._folder / "log").read_bytes()
+
+
 def program() -> str:
-    """Return the path of the server's program; skip the test where it cannot be had, outside CI."""
-    built = subprocess.run([LOCAL / "versitygw.sh"], capture_output=True, text=True, check=False)
-    if built.returncode:
-        why = f"there is no S3 server: {built.stderr.strip()}"
+    """Return the path of the S3 server's program; skip the test where it cannot be had, outside CI."""
+    return _output_of("versitygw.sh")
+
+
+def kafka_jars() -> str:
+    """Return the folder of the Kafka broker's jars; skip the test where they cannot be had, outside CI."""
+    return _output_of("kafka.sh", "jars")
+
+
+def _output_of(script: str, *arguments: str) -> str:
+    ran = subprocess.run([LOCAL / script, *arguments], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        why = f"a service is missing: {ran.stderr.strip()}"
         if os.environ.get("CI") == "true":
             pytest.fail(why)
         pytest.skip(why)
-    return built.stdout.strip()
+    return ran.stdout.strip()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def answers(endpoint: str) -> bool:
@@ -127,6 +234,19 @@ def answers(endpoint: str) -> bool:
         urllib.request.urlopen(f"{endpoint}/health", context=anyone) as answer,
     ):
         return bool(answer.headers["Server"] == "VERSITYGW")
+    return False
+
+
+def speaks_kafka(address: str) -> bool:
+    """Whether a Kafka broker listens there."""
+    host, port = address.split(":")
+    api_versions = struct.pack(">ihhih", 10, 18, 0, 1, -1)  # size, which request, its version, its number, no name
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host, int(port)), timeout=5) as broker,
+    ):
+        broker.sendall(api_versions)
+        return broker.recv(8)[4:] == struct.pack(">i", 1)
     return False
 
 
@@ -150,3 +270,14 @@ def s3_service(folder: Path) -> Iterator[S3]:
     else:
         with S3Server(folder) as server:
             yield server.s3
+
+
+@contextlib.contextmanager
+def kafka_service(folder: Path) -> Iterator[Kafka]:
+    """Yield the broker that runs on ``KAFKA_PORT``, else one started in a new folder for this."""
+    running = Kafka(f"127.0.0.1:{os.environ.get('KAFKA_PORT', '9092')}")
+    if speaks_kafka(running.address):
+        yield running
+    else:
+        with KafkaServer(folder) as server:
+            yield server.kafka

@@ -242,6 +242,48 @@ class Touch:
     def committed(self, records: Any, at: float) -> None:
         """Nothing depends on commits here."""
 
+    def told(self, actor: str, text: str) -> None:
+        with (self.folder / "told").open("a") as lines:
+            lines.write(f"{actor}: {text}\n")
+
+
+@exoflow.actor(num_cpus=0)
+class Patient:
+    """Waits inside a call until it has been heard, and until a query has let it go."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def wait(self) -> int:
+        exoflow.context().tell("waiting")
+        self._wait_for("told")
+        self._wait_for("let go")
+        return 1
+
+    def let_go(self) -> int:
+        self._wait_for("told")
+        (self.folder / "let go").touch()
+        return 2
+
+    def capture(self) -> None:
+        pass
+
+    def restore(self, state: None) -> None:
+        pass
+
+    def _wait_for(self, name: str) -> None:
+        deadline = time.monotonic() + 30
+        while not (self.folder / name).exists():
+            assert time.monotonic() < deadline, name
+            time.sleep(0.01)
+
+
+def test_a_call_that_waits_is_heard_and_a_query_runs_beside_it(store, tmp_path):
+    patient = Patient.bind(str(tmp_path))
+    query = patient.let_go.options(query=True).bind()
+    assert run(takes.bind(waited=patient.wait.bind(), queried=query), store, observer=Touch(tmp_path)) == 3
+    assert (tmp_path / "told").read_text() == "Patient: waiting\n"
+
 
 def test_an_actor_that_dies_while_it_persists_is_noticed(store, tmp_path):
     fragile = Fragile.bind(str(tmp_path))

@@ -213,9 +213,11 @@ def joined(parts: Sequence[Changes]) -> Changes:
     return Changes.of_rows(*(np.concatenate(columns) for columns in rows), parts[0].watermark)
 
 
-def restored(run: Run, base: bytes, partitions: int, threads: int = 1, execution: str = "auto") -> Run:
+def restored(
+    run: Run, base: bytes, partitions: int, threads: int = 1, execution: str = "auto", kind: type[Run] = Run
+) -> Run:
     """Return a new run at the epoch of another, every member having read its own share of one base object."""
-    twin = Run(run.parameters, partitions, threads, execution)
+    twin = kind(run.parameters, partitions, threads, execution)
     twin.epoch, twin.watermark = run.epoch, run.watermark
 
     def work(member: int, exchange: Exchange) -> None:

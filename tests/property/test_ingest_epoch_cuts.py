@@ -24,9 +24,12 @@ class ScriptedSource:
     def splits(self) -> list[str]:
         return sorted(self.scripts)
 
-    def open(self, split: str, position: int | None) -> ChunkedReader:
+    def open(self, split: str, position: int | None, until: int | None = None) -> ChunkedReader:
         self.opened += 1
-        return ChunkedReader(self.chunks(split, position or 0), position or 0, timed=True)
+        return ChunkedReader(self.chunks(split, position or 0), position or 0, timed=True, until=until)
+
+    def close(self) -> None:
+        pass
 
     def chunks(self, split: str, position: int):
         script = self.scripts[split]
@@ -95,6 +98,9 @@ def test_epochs_are_cuts_of_one_sequence(layout, epoch_edges, block_records, fre
         assert places == sorted(places, key=lambda place: (uris.index(place[0]), place[1], place[2]))
         bad += places
         assert batch.begin == position
+        again = EpochReader(sources, epoch_edges, block_records).reread(json.loads(json.dumps(batch.ranges)))
+        assert again.dst.tolist() == batch.dst.tolist()
+        assert again.src.tolist() == batch.src.tolist()
         position = batch.end
         assert batch.last == (n_good == len(sequence) and sorted(bad) == sorted(all_bad))
         if batch.last:

@@ -20,7 +20,7 @@ from exoflow.journal import Owner as OwnerName
 from exoflow.journal import Tenure, journal_folder, newest_generation, number_of, read_steps
 from exoflow.messages import Append, Archive, Collect, Event, Failed, Instruction, Purpose, Report, StartActor
 from exoflow.plan import TaskSpec
-from exoflow.progress import Durability, Phase, TaskState
+from exoflow.progress import Durability, LoopState, Phase, TaskState
 from exoflow.records import History, Intended, Record, Started, Value
 from exoflow.recovery import Action
 from exoflow.state import WorkflowState
@@ -290,6 +290,13 @@ class EffectOnUncommittedInputs(Unchecked):
             super()._note_needs(spec)
 
 
+class OutOfTurn(Unchecked):
+    """Effects that take turns do not wait for each other."""
+
+    def _in_turn(self, spec: TaskSpec, loop: LoopState) -> TaskSpec:
+        return spec
+
+
 class KeyWithoutGeneration(Unchecked):
     def _key(self, task: TaskState) -> str:
         assert self._history.started is not None
@@ -423,6 +430,7 @@ PLANTED: dict[str, tuple[int, type, Faults | None]] = {
     "iterations past a stop": (60, PastTheStop, None),
     "effect before its intent": (60, EffectBeforeItsIntent, None),
     "effect on uncommitted inputs": (60, EffectOnUncommittedInputs, None),
+    "effects out of turn": (200, OutOfTurn, None),
     "key without rollback generation": (200, KeyWithoutGeneration, None),
     "rollback not awaited": (200, RollbackNotAwaited, None),
     "resolve ignored": (200, ResolveIgnored, DYING_BODIES),

@@ -215,15 +215,6 @@ def test_what_is_no_epoch(tmp_path):
         EpochReader([source, open_source(source.uri)], 10)
 
 
-def test_sources_without_an_end_are_refused():
-    class Endless:
-        uri = "endless://"
-        bounded = False
-
-    with pytest.raises(SourceError, match="has no end"):
-        EpochReader([Endless()], 10)
-
-
 def test_a_position_of_other_splits_is_refused(tmp_path):
     write(tmp_path / "a.txt", 0, 5)
     write(tmp_path / "b.txt", 0, 5)

@@ -12,10 +12,10 @@ from ingest.synthetic import Rmat
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("kafka://broker:9092/edges", "kafka:// is not supported as a source; supported are a path"),
+        ("ftp://host/edges.txt", "ftp:// is not supported as a source; supported are a path"),
         (
             "S3://bucket/edges.txt",
-            "s3:// is not supported as a source; supported are .* file:///PATH and rmat://",
+            "s3:// is not supported as a source; supported are .* file:///PATH, kafka://.* and rmat://",
         ),
         ("file://edges.txt", "a file:// URI needs an absolute path"),
         ("rmat://graph?scale=4&edges=5", "takes its parameters after a question mark"),

@@ -44,7 +44,7 @@ STDLIB_STEPS = 5
 """What Pathway's library does unasked."""
 MOST_STDLIB_STEPS = 60
 LEAST_ERROR = 1e-6
-"""What Pathway's fixed point is asked for at most."""
+"""Pathway's fixed point is not asked for less."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Edges:
         return Edges(self.follower[:count], self.followed[:count], self.size)
 
     def save(self, path: Path, start: int = 0, delimiter: str = " ", header: str = "") -> None:
-        """Write them as text from one on."""
+        """Write those from ``start`` on as text."""
         table = np.stack([self.follower[start:], self.followed[start:]], axis=1)
         np.savetxt(path, table, fmt="%d", delimiter=delimiter, header=header, comments="")
 

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 import exoflow
+from exoflow.cluster import ended_with_block
 from exoflow.storage.location import as_options
 from exoflow.storage.option import store_option
 from graph_stream.algorithms import ALGORITHMS
@@ -413,7 +414,8 @@ def _running(run_id: str, store: str, as_json: bool, max_memory: int | None) -> 
     error: str | None = None
     code = 0
     try:
-        yield meter
+        with ended_with_block():
+            yield meter
     except KeyboardInterrupt:
         error, code = "interrupted", EXIT_INTERRUPTED
     except exoflow.WorkflowNotFound as caught:

@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peer-max-epochs", type=int, default=2_000, help="peers: most epochs of a run of ours")
     parser.add_argument("--pathway-scale", type=int, default=16, help="Pathway: 2^SCALE vertices")
     parser.add_argument("--pathway-bulk", type=int, default=100_000, help="Pathway: edges before the first epoch")
-    parser.add_argument("--pathway-seconds", type=float, default=300, help="Pathway: time limit for each ranking")
+    parser.add_argument("--pathway-seconds", type=float, default=600, help="Pathway: time limit for each ranking")
     parser.add_argument("--pathway-python", type=Path, default=Path(".venv-pathway/bin/python"), help="its environment")
     parser.add_argument("--full", action="store_true", help="growth: also 20 and 50 million records")
     parser.add_argument("--sparse-edges", type=int, default=2_000_000, help="sparse: records")

@@ -2,7 +2,7 @@
 
 Runs in an environment of its own, because Pathway's requirements exclude ours; nothing but Pathway is needed. Each
 file is moved into the watched folder as soon as the one before it has been answered. Prints JSON: a line with
-Pathway's version, one for every answered file, and one with all values after the last.
+Pathway's version, and one for every answered file.
 """
 
 from __future__ import annotations
@@ -118,6 +118,17 @@ class _Answers:
             if found == records:
                 return answered, opened
 
+    def by_vertex(self, vertices: int) -> list[int | None]:
+        """Return the values of vertices 0 .. vertices-1, None for those that have none."""
+        from pathway.internals.api import ref_scalar
+
+        found = [self.values.get(ref_scalar(vertex)) for vertex in range(vertices)]
+        known = sum(value is not None for value in found)
+        if known != len(self.values):
+            message = f"{len(self.values)} vertices have a value, {known} of them are among 0 .. {vertices - 1}"
+            raise ValueError(message)
+        return found
+
 
 def _feed(options: argparse.Namespace, answers: _Answers) -> None:
     try:
@@ -126,29 +137,23 @@ def _feed(options: argparse.Namespace, answers: _Answers) -> None:
             with path.open(encoding="ascii") as lines:
                 edges = sum(1 for _ in lines) - 1
             records += edges
-            moved = time.time()
+            moved, used = time.time(), time.process_time()
             path.rename(options.watched / f"{number:06}.csv")
             answered, opened = answers.wait_for(records)
-            # The batch cannot be opened before its file is there, but clocks of milliseconds may say so.
-            _say(edges=edges, seconds=answered - moved, computing_seconds=answered - max(opened, moved))
-        _say(values=_by_vertex(answers.values, options.vertices))
+            _say(
+                edges=edges,
+                seconds=answered - moved,
+                # The batch cannot be opened before its file is there, but clocks of milliseconds may say so.
+                computing_seconds=answered - max(opened, moved),
+                processor_seconds=time.process_time() - used,
+                values=answers.by_vertex(options.vertices),
+            )
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
     # A watched folder has no end, and the engine no way to be told so from outside.
     os._exit(0)
-
-
-def _by_vertex(values: dict[Any, int], vertices: int) -> list[int | None]:
-    from pathway.internals.api import ref_scalar
-
-    found = [values.get(ref_scalar(vertex)) for vertex in range(vertices)]
-    known = sum(value is not None for value in found)
-    if known != len(values):
-        message = f"{len(values)} vertices have a value, {known} of them are among 0 .. {vertices - 1}"
-        raise ValueError(message)
-    return found
 
 
 def _say(**what: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from exoflow import api, readers, settings
+from exoflow.cluster import ended_with_block
 from exoflow.controller import expander
 from exoflow.effects import Done, NotDone
 from exoflow.errors import DefinitionError, ExoflowError, PlanMismatch, TaskFailed, WorkflowNotFound
@@ -106,7 +107,8 @@ def resume(workflow_id: str, store: str, take_over: bool, on_change: str, json: 
     # With --json the lines of tasks would mix with the object.
     settings.init(store, log_to_driver=not json)
     try:
-        result = api.resume(workflow_id, store=store, take_over=take_over, on_change=on_change)
+        with ended_with_block():
+            result = api.resume(workflow_id, store=store, take_over=take_over, on_change=on_change)
     except (KeyboardInterrupt, SystemExit):  # Ray, once started, answers SIGTERM with the latter.
         again = f"exoflow resume {workflow_id} {as_options(store)}"
         _stop(workflow_id, f"interrupted; resume with: {again}", EXIT_INTERRUPTED, json)

@@ -10,9 +10,10 @@ import shutil
 import signal
 import socket
 import struct
+import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ray
@@ -59,6 +60,21 @@ def ensure_ray(
         # Ray puts a handler of its own; how this process ends is for its caller to say.
         signal.signal(signal.SIGTERM, on_terminate)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ended_with_block() -> Iterator[None]:
+    """End a Ray that is started within the block with it, and have what it says meanwhile go to stderr.
+
+    Ray writes messages of its own to stdout, also at its end; where that carries data they are in the way.
+    """
+    was_there = ray.is_initialized()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            if not was_there:
+                ray.shutdown()
 
 
 def _keep_to_loopback() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 import exoflow
+from exoflow.cluster import ended_with_block
 from exoflow.storage.location import as_options
 from exoflow.storage.option import store_option
 from graph_stream.algorithms import ALGORITHMS
@@ -160,6 +161,7 @@ def run(run_id: str, store: str, max_memory: int | None, take_over: bool, as_jso
     with _running(run_id, store, as_json, max_memory) as meter:
         pipeline = Pipeline(*sources, **options)
         _warn_of_missing_java(pipeline.config)
+        meter.paced = pipeline.config.is_paced
         exoflow.init(store, log_to_driver=False)
         pipeline.run(
             run_id=run_id,
@@ -188,6 +190,7 @@ def resume(
         config = pipeline.recorded_config(run_id, store)
         if config is not None:
             _warn_of_missing_java(config)
+            meter.paced = config.is_paced
         exoflow.init(store, log_to_driver=False)
         pipeline.resume(
             run_id,
@@ -469,7 +472,8 @@ def _running(run_id: str, store: str, as_json: bool, max_memory: int | None) -> 
     error: str | None = None
     code = 0
     try:
-        yield meter
+        with ended_with_block():
+            yield meter
     except KeyboardInterrupt:
         error, code = "interrupted", EXIT_INTERRUPTED
     except exoflow.WorkflowNotFound as caught:

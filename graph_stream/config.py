@@ -167,6 +167,11 @@ class RunConfig:
         )
 
     @property
+    def is_paced(self) -> bool:
+        """Whether epochs close by a schedule."""
+        return self.rate is not None or self.epoch_seconds is not None
+
+    @property
     def has_event_time(self) -> bool:
         """Whether records count by their times."""
         return self.window is not None or self.allowed_lateness is not None

@@ -9,6 +9,9 @@ from typing import Any, TextIO
 from graph_stream import memory
 
 _SECONDS_BETWEEN_LINES = 0.2
+_SECONDS_BETWEEN_WARNINGS = 30.0
+BEHIND_SECONDS = 1.0
+"""From this on an epoch is behind its schedule, not just late by chance."""
 
 
 class Meter:
@@ -20,10 +23,17 @@ class Meter:
         Where the line goes; nothing is written unless it is a terminal.
     max_memory : int, optional
         The run's limit in bytes, to be shown beside what it uses.
+
+    Attributes
+    ----------
+    paced : bool
+        Whether epochs close by a schedule, so that one can be behind it.
     """
 
     def __init__(self, stream: TextIO, max_memory: int | None = None) -> None:
+        self.paced = False
         self._max_memory = max_memory
+        self._told_behind_at = -_SECONDS_BETWEEN_WARNINGS
         self._stream = stream
         self._shows = stream.isatty()
         self._shown_at = 0.0
@@ -37,6 +47,12 @@ class Meter:
         self._began = min(self._began or row["read_started"], row["read_started"])
         self._ended = max(self._ended, row["published_at"])
         now = time.monotonic()
+        behind = row["wait_ms"] / 1e3 if self.paced else 0.0
+        if behind >= BEHIND_SECONDS and now - self._told_behind_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._told_behind_at = now
+            self.tell(
+                f"epoch {row['epoch']} began {behind:.1f} s behind its schedule: the source waits, nothing is dropped"
+            )
         if self._shows and now - self._shown_at >= _SECONDS_BETWEEN_LINES:
             self._shown_at = now
             self._show(row)
@@ -64,6 +80,8 @@ class Meter:
             f"epoch {row['epoch']}  {row['total_records']:,} edges  {self.rates()['edges_per_second']:,.0f}/s  "
             f"latency {latency_ms:.1f} ms  error bound {row['error_bound']:.1e}"
         )
+        if self.paced and row["wait_ms"] >= BEHIND_SECONDS * 1e3:
+            line += f"  {row['wait_ms'] / 1e3:.1f} s behind"
         if row.get("late"):
             line += f"  {row['late']:,} late"
         if self._max_memory is not None:

@@ -15,7 +15,8 @@ from exoflow.dag import CallNode
 from graph_stream import ledger
 from graph_stream.changed import Changed
 from graph_stream.config import RunConfig
-from graph_stream.publication import Marker, assemble, encode_share
+from graph_stream.errors import SinkConflict, SinkUnavailable
+from graph_stream.publication import Marker, Publication, assemble, encode_share
 from graph_stream.sinks import Sink, open_sink
 
 MAX_BEHIND = 64
@@ -50,6 +51,7 @@ class Publisher:
         self._ranking = options.ranking_of(self._target.algorithm)
         self._scale = options.parameters()[self._ranking].scale
         self._sink: Sink | None = None
+        self._in_trouble = False
 
     def publish(self, epoch: int, row: dict[str, Any], states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Publish an epoch, unless that has been done.
@@ -83,8 +85,22 @@ class Publisher:
         publication = assemble(shares, marker, self._scale)
         if self._sink is None:
             self._sink = open_sink(self._target.place, context.turns)
-        self._sink.publish(publication)
+        self._offer(publication)
         return {"epoch": epoch, "rows": publication.marker.rows, "deleted": publication.marker.deleted}
+
+    def _offer(self, publication: Publication) -> None:
+        """Publish, and tell whoever watches the run of trouble, and of its end."""
+        assert self._sink is not None
+        context, epoch = exoflow.context(), publication.marker.epoch
+        try:
+            self._sink.publish(publication)
+        except (SinkUnavailable, SinkConflict) as error:
+            self._in_trouble = True
+            context.tell(f"epoch {epoch} is not published: {error}")
+            raise
+        if self._in_trouble:
+            self._in_trouble = False
+            context.tell(f"epoch {epoch} is published to {self._target.place}")
 
 
 def watched(config: RunConfig) -> dict[int, int]:

@@ -10,6 +10,7 @@ Kafka's client is imported when a topic is first read.
 
 import contextlib
 import gc
+import importlib.util
 import logging
 import socket
 import time
@@ -72,7 +73,7 @@ class KafkaSource:
     Raises
     ------
     SourceError
-        The URI says nothing that could be read.
+        The URI says nothing that could be read, or the client is not installed.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class KafkaSource:
         self.uri = uri
         self._names = names
         self._kafka = KafkaUri.parse(uri)
+        if importlib.util.find_spec("kafka") is None:
+            raise SourceError(uri, "Kafka topics need the extra kafka: pip install 'exoflow[kafka]'")
         self._settled: Settled | None = settled
         self._skips_lost = on_lost_offset == "skip"
         self._tell = tell or logging.getLogger(__name__).warning
@@ -337,11 +340,7 @@ class _Connection:
         return self._consumer
 
     def _connect(self) -> "KafkaConsumer":
-        try:
-            from kafka import KafkaConsumer
-        except ImportError as error:
-            detail = "Kafka topics need the extra kafka: pip install 'exoflow[kafka]'"
-            raise SourceError(self._uri, detail) from error
+        from kafka import KafkaConsumer, errors
 
         self._reach()
         # What it has to say about connections is told by `Patience`, once.
@@ -364,6 +363,9 @@ class _Connection:
                 reconnect_backoff_max_ms=2000,
                 metrics_enabled=False,
             )
+        except errors.KafkaTimeoutError as error:
+            message = f"{error}; somebody listens there, so the cause may be security.protocol, sasl.* or ssl.*"
+            raise errors.KafkaTimeoutError(message) from error
         except (AssertionError, ValueError, OSError) as error:  # what the client makes of wrong options and files
             raise SourceError(self._uri, f"the connection cannot be made: {error}") from error
 

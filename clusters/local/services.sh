@@ -57,7 +57,8 @@ answers_kafka() {
 }
 
 about_kafka() {
-    echo "Kafka at 127.0.0.1:$1 (the bootstrap server; no authentication)"
+    echo "Kafka at 127.0.0.1:$1, no authentication; use it with:"
+    echo "  graph-stream run --source kafka://127.0.0.1:$1/TOPIC ..."
 }
 
 # What a port of this machine answers to a request; fails where nobody listens.

@@ -95,13 +95,12 @@ def resume(store: Path) -> None:
     assert ended.result["status"] == "SUCCESSFUL"
 
 
-@pytest.mark.parametrize(("mode", "seed"), [("async", 1), ("sync", 2)])
 def test_a_killed_run_publishes_each_epoch_once(
-    stream: Stream, places: Places, expected: Published, tmp_path: Path, mode: str, seed: int
+    stream: Stream, places: Places, expected: Published, tmp_path: Path
 ) -> None:
-    store, chance = tmp_path / "store", random.Random(seed)
-    with Command("run", *stream.options("r", store, mode, epochs=EPOCHS), *places.options(), terminal=True) as run:
-        wait_for_moment(run, f"publish {mode} {seed}")
+    store, chance = tmp_path / "store", random.Random(1)
+    with Command("run", *stream.options("r", store, "async", epochs=EPOCHS), *places.options(), terminal=True) as run:
+        wait_for_moment(run, "published and killed")
         run.kill()
         run.until_nothing_is_left()
     before = places.read()
@@ -129,9 +128,7 @@ def test_a_run_that_was_stopped_and_replaced_publishes_nothing_more(
     stream: Stream, places: Places, expected: Published, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    with Command(
-        "run", *stream.options("r", store, "async", epochs=EPOCHS), *places.options(), terminal=True
-    ) as zombie:
+    with Command("run", *stream.options("r", store, "sync", epochs=EPOCHS), *places.options(), terminal=True) as zombie:
         wait_for_moment(zombie, "stopped while it publishes")
         tree = zombie.tree()
         for process in tree:
@@ -168,7 +165,6 @@ def test_a_publisher_that_dies_is_replaced(stream: Stream, places: Places, expec
             run.until(lambda: publishers(run, places.kafka) != [])
             for process in publishers(run, places.kafka):
                 process.kill()
-        ended = run.end().checked()
-    assert ended.result["status"] == "SUCCESSFUL"
+        run.end().checked()
     found = places.read_whole()
     assert found == without_partitions(expected, found)

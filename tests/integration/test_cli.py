@@ -587,6 +587,17 @@ def test_progress_goes_to_a_terminal_only_and_stdout_is_json(store, edges, whole
     assert hidden.out == json.dumps(hidden.result) + "\n"
 
 
+def test_stdout_is_one_object_even_if_a_process_of_the_run_dies(store, edges, whole_hash):
+    with Command(*slow(store, edges), terminal=True) as command:
+        until_some_are_committed(command, store)
+        member = next(each for each in command.tree() if "MemberHost" in "".join(each.cmdline()))
+        member.kill()
+        ended = command.end().checked()
+    # Ray has something to say about it, and would say it on stdout, some time later.
+    assert ended.out == json.dumps(ended.result) + "\n"
+    assert ended.result["state_hash"] == whole_hash
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_in_use_is_refused_and_can_be_taken_over(call, store, edges, whole_hash):
     with Command(*slow(store, edges), terminal=True) as owner:

@@ -178,11 +178,14 @@ def test_a_run_whose_sink_stays_in_trouble_has_failed_and_goes_on_when_resumed(
     def put_in_the_way(row: Any) -> None:
         in_the_way.write_bytes(b"somebody else's")
 
+    told: list[str] = []
     pipeline = Pipeline(str(edges), columns="src,dst,op", epoch_edges=EPOCH_EDGES, publish=(str(out),), partitions=2)
     with pytest.raises(exoflow.TaskFailed, match="not this run's") as failed:
-        pipeline.run(run_id="r", store=store, progress=put_in_the_way)
+        pipeline.run(run_id="r", store=store, progress=put_in_the_way, tell=told.append)
     assert failed.value.task == f"sink_1[{EPOCHS}]"
     assert exoflow.get_status("r", store=store) is exoflow.Status.FAILED
+    assert len(told) == 2
+    assert all(f"epoch {EPOCHS} is not published" in text and in_the_way.name in text for text in told)
     in_the_way.unlink()
     resume("r", store, partitions=1)
     for epoch in range(1, EPOCHS + 1):

@@ -69,18 +69,24 @@ def test_the_library_s_pagerank_comes_near_the_exact_one_but_not_to_it(bench):
 
 
 def test_what_was_answered_before_the_time_limit_counts(bench):
-    line = json.dumps({"edges": 4, "seconds": 2.0, "computing_seconds": 0.5})
+    edges = bench.distinct_stream(SCALE, 12)
+    exact = bench.exact_ranks(edges.head(4), "tunkrank", 0.5)
+    values = [1_000 * value if value else None for value in exact.tolist()]
+    values[edges.followed[0]] *= 1.25
+    line = json.dumps(
+        {"edges": 4, "seconds": 2.0, "computing_seconds": 0.5, "processor_seconds": 1.0, "values": values}
+    )
     said = json.dumps({"version": "1"}) + "\n" + line + "\n" + line[:9]
     stuck = f"import time; print({said!r}, end='', flush=True); time.sleep(60)"
     answers = bench.answers_of([sys.executable, "-I", "-S", "-c", stuck], 2, limit_seconds=5)
     assert answers.version == "1"
-    assert answers.values is None
-    edges = bench.distinct_stream(SCALE, EDGES)
-    ranking = bench.Ranking("tunkrank", 0.5, 3, (), 1)
+    ranking = bench.Ranking("tunkrank", 0.5, 3, (), 1_000)
     first, second = bench.rows_of(ranking, [(4, 4), (8, 8)], {4: (16.0, 1e-3), 8: (16.0, 1e-3)}, answers, edges)
+    assert (first["edges"], second["edges"]) == (4, 12)
     assert (first["pathway_per_second"], first["pathway_per_second_with_wait"]) == (8.0, 2.0)
-    assert second["pathway_per_second"] is None
-    assert first["pathway_error"] is second["pathway_error"] is None
+    assert first["pathway_per_processor_second"] == 4.0
+    assert first["pathway_error"] == pytest.approx(0.25)
+    assert {second[name] for name in second if name.startswith("pathway_") and name != "pathway_steps"} == {None}
 
 
 def test_a_side_that_fails_says_why(bench):

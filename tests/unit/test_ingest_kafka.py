@@ -1,6 +1,8 @@
 """What needs no broker: URIs, messages, patience, and when epochs close."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +89,15 @@ def test_a_secret_in_a_uri_is_refused_without_being_shown(uri):
     with pytest.raises(SourceError, match="KAFKA_SASL_PASSWORD") as caught:
         open_source(uri)
     assert "hidden" not in str(caught.value)
+
+
+def test_the_client_is_imported_when_a_topic_is_read_and_no_sooner(monkeypatch):
+    """Also in a process that has opened the source, and one that has no client is told what to install."""
+    code = "import sys, ingest; ingest.open_source('kafka://h:1/t'); sys.exit('kafka' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    monkeypatch.setitem(sys.modules, "kafka", None)
+    with pytest.raises(SourceError, match=r"pip install 'exoflow\[kafka\]'"):
+        open_source("kafka://h:1/t")
 
 
 # --- messages -----------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ def test_the_progress_line_shows_memory_where_there_is_a_limit():
         "scheduled_time": 0.0,
         "published_at": 1.0,
         "error_bound": 0.0,
+        "wait_ms": 0.0,
         "memory_bytes": 950 << 20,
     }
     shown, plain = Terminal(), Terminal()

@@ -80,6 +80,21 @@ def every_offset_once(found: Sequence[dict], topic: str, counts: Sequence[int]) 
         assert at == count
 
 
+def poison_is_told_once(store: Path, run_id: str, topic: str, parts: Sequence[Sequence[bytes]]) -> None:
+    """Check that the quarantine of the committed epochs holds each bad message, and nothing else."""
+    told = [
+        (record.split, record.offset, record.raw)
+        for _, records in runs.bad_records(runs.open_run(run_id, str(store)))
+        for record in records
+    ]
+    assert sorted(told) == [
+        (f"{topic}-{split}", offset, line)
+        for split, lines in enumerate(parts)
+        for offset, line in enumerate(lines)
+        if line in POISON
+    ]
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("mode", ["none", "sync"])
 def test_a_topic_comes_to_what_its_records_in_files_come_to(kafka, tmp_path, mode):
@@ -95,7 +110,7 @@ def test_a_topic_comes_to_what_its_records_in_files_come_to(kafka, tmp_path, mod
     assert runs.scores(opened, opened.newest).equals(from_files.scores[-1])
     found = rows(tmp_path, "run")
     every_offset_once(found, topic, [len(lines) for lines in parts])
-    assert found[-1]["total_rejected"] == sum(line in POISON for lines in parts for line in lines)
+    poison_is_told_once(tmp_path, "run", topic, parts)
 
 
 def test_a_killed_run_counts_every_offset_once(kafka, tmp_path, ray_cluster):
@@ -139,6 +154,7 @@ def kill_and_resume(kafka: Kafka, tmp_path: Path, seed: int) -> None:
     assert [row["state_hash"] for row in found[: len(before)]] == [row["state_hash"] for row in before]
     every_offset_once(found, topic, counts)
     assert found[-1]["total_records"] + found[-1]["total_rejected"] == sum(counts)
+    poison_is_told_once(store, "run", topic, parts)
     for row in found:
         if row["records"] < 200:  # not full: closed by the clock, and its latency counts from there
             assert row["scheduled_time"] / 0.2 == pytest.approx(round(row["scheduled_time"] / 0.2), abs=1e-3)

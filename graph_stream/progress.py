@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -12,6 +13,8 @@ _SECONDS_BETWEEN_LINES = 0.2
 _SECONDS_BETWEEN_WARNINGS = 30.0
 BEHIND_SECONDS = 1.0
 """From this on an epoch is behind its schedule, not just late by chance."""
+SECONDS_TO_CATCH_UP = 10.0
+"""For so long a run may be behind without a word: when it starts, or after a burst."""
 
 
 class Meter:
@@ -33,7 +36,8 @@ class Meter:
     def __init__(self, stream: TextIO, max_memory: int | None = None) -> None:
         self.paced = False
         self._max_memory = max_memory
-        self._told_behind_at = -_SECONDS_BETWEEN_WARNINGS
+        self._behind_since: float | None = None
+        self._told_behind_at = -math.inf
         self._stream = stream
         self._shows = stream.isatty()
         self._shown_at = 0.0
@@ -48,7 +52,13 @@ class Meter:
         self._ended = max(self._ended, row["published_at"])
         now = time.monotonic()
         behind = row["wait_ms"] / 1e3 if self.paced else 0.0
-        if behind >= BEHIND_SECONDS and now - self._told_behind_at >= _SECONDS_BETWEEN_WARNINGS:
+        if behind < BEHIND_SECONDS:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = now
+        elif (
+            now - self._behind_since >= SECONDS_TO_CATCH_UP and now - self._told_behind_at >= _SECONDS_BETWEEN_WARNINGS
+        ):
             self._told_behind_at = now
             self.tell(
                 f"epoch {row['epoch']} began {behind:.1f} s behind its schedule: the source waits, nothing is dropped"

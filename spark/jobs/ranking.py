@@ -545,7 +545,10 @@ def read_weights(path: str) -> dict[int, float]:
 
 
 def run_as_script() -> None:
-    """Run the job under spark-submit and print its manifest."""
+    """Run the job under spark-submit and print its manifest, as the last line.
+
+    Spark-submit also writes to stdout what Python writes to stderr; warnings of libraries come before.
+    """
     parser = argparse.ArgumentParser(description="Exact ranking of a snapshot of a follow graph.")
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="tunkrank")
     parser.add_argument("--factor", "--retweet-probability", "--damping", type=float, required=True, metavar="P")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from typing import Any, Self
 import pytest
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
+
+from ingest.kafka_uri import CONFLUENT
 
 LOCAL = Path(__file__).parents[2] / "clusters" / "local"
 BUCKET = "exoflow"
@@ -217,6 +220,17 @@ def _output_of(script: str, *arguments: str) -> str:
             pytest.fail(why)
         pytest.skip(why)
     return ran.stdout.strip()
+
+
+def use_client(name: str, patch: pytest.MonkeyPatch) -> str:
+    """Let sources read topics through a client; skip the test where it is not installed, outside CI."""
+    if name == CONFLUENT and importlib.util.find_spec("confluent_kafka") is None:
+        why = "confluent-kafka is not installed: pip install 'exoflow[confluent]'"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    patch.setenv("KAFKA_CLIENT", name)
+    return name
 
 
 def free_port() -> int:

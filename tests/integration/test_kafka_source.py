@@ -11,7 +11,14 @@ from kafka import TopicPartition
 from kafka.admin import NewPartitions
 
 from ingest import EpochReader, SourceError, open_source
-from tests.integration.services import Kafka, KafkaServer
+from ingest.kafka_uri import CLIENTS
+from tests.integration.services import Kafka, KafkaServer, use_client
+
+
+@pytest.fixture(params=CLIENTS, autouse=True)
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run every test with either client: what is read must not depend on it."""
+    return use_client(request.param, monkeypatch)
 
 
 def send(kafka: Kafka, topic: str, partition: int, *values: bytes | None, **options) -> None:

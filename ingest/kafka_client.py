@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ingest.kafka_uri import CLIENTS, CONFLUENT, KAFKA_PYTHON, KafkaUri
 from ingest.source import SourceError
@@ -144,6 +144,12 @@ def reach(servers: Sequence[str]) -> tuple[str, socket.socket]:
         except OSError as error:
             reason = f"{server}: {error}"
     raise BrokersUnavailable(reason)
+
+
+def files_of(options: Mapping[str, Any]) -> str:
+    """Return the files that options about the connection name, for a message about what is wrong with them."""
+    named = [str(options[name]) for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile") if name in options]
+    return f" with {', '.join(named)}" if named else ""
 
 
 def _installed(name: str) -> bool:

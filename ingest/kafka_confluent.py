@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from ingest.kafka_client import (
     Batch,
     BrokersRefuse,
     BrokersUnavailable,
+    files_of,
     reach,
 )
 from ingest.kafka_uri import EARLIEST, LATEST, KafkaUri
@@ -32,6 +33,8 @@ _BATCH_RECORDS: Final = 4000
 _QUEUED_RECORDS: Final = 4000
 _QUEUED_KIB: Final = 2 * SPLIT_FETCH_BYTES // 1024
 """Of a partition, what the client has in store before it fetches more, and the most of it."""
+_LOOK_AGAIN_MS: Final = 10
+"""How long after it had enough in store the client looks again; by default a second, in which it runs dry."""
 
 _REFUSALS: Final = frozenset(
     {
@@ -76,8 +79,9 @@ class ConfluentClient:
         logger = logging.getLogger("confluent_kafka")
         logger.addHandler(logging.NullHandler())  # what it has to say is told by whoever waits, once
         reach(kafka.servers)[1].close()  # at once, where the client would try for long
+        connection = kafka.connection()
         options = {
-            **librdkafka_options(kafka.connection()),
+            **librdkafka_options(connection),
             "group.id": _GROUP,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -90,6 +94,7 @@ class ConfluentClient:
             "fetch.wait.max.ms": int(FETCH_WAIT_SECONDS * 1000),
             "queued.min.messages": _QUEUED_RECORDS,
             "queued.max.messages.kbytes": _QUEUED_KIB,
+            "fetch.queue.backoff.ms": _LOOK_AGAIN_MS,
             "socket.timeout.ms": int(REQUEST_SECONDS * 1000),
             "topic.metadata.refresh.interval.ms": int(REFRESH_SECONDS * 1000),
             "reconnect.backoff.max.ms": int(RECONNECT_SECONDS * 1000),
@@ -98,46 +103,38 @@ class ConfluentClient:
         try:
             self._consumer = Consumer(options, logger=logger)
         except (KafkaException, ValueError) as error:
-            message = f"the connection cannot be made: {_text(error)}"
+            message = f"the connection cannot be made{files_of(connection)}: {_text(error)}"
             raise BrokersRefuse(message) from error
 
     def partitions(self) -> int:
         """Return how many there are; not asked again while that is fresh."""
         if self._known and monotonic() < self._known_at + REFRESH_SECONDS:
             return self._known
-        try:
-            found = self._consumer.list_topics(self._topic, self._timeout).topics[self._topic]
-        except KafkaException as error:
-            raise self._failure(error.args[0]) from error
+        found = self._ask(lambda timeout: self._consumer.list_topics(self._topic, timeout).topics[self._topic])
         if found.error is not None and found.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise self._failure(found.error)
-        self._known, self._known_at, self._answered = len(found.partitions), monotonic(), True
+            raise _translated(found.error)
+        self._known, self._known_at = len(found.partitions), monotonic()
         return self._known
 
     def offsets(self, numbers: Sequence[int], at: str | float) -> dict[int, int]:
         """Return where the partitions begin, end, or come to a time."""
-        try:
-            found = self._offsets(numbers, at)
-        except KafkaException as error:
-            raise self._failure(error.args[0]) from error
-        self._answered = True
-        return found
-
-    def _offsets(self, numbers: Sequence[int], at: str | float) -> dict[int, int]:
         if at in (EARLIEST, LATEST):
             which = 0 if at == EARLIEST else 1
-            partitions = {number: TopicPartition(self._topic, number) for number in numbers}
-            return {
-                number: self._consumer.get_watermark_offsets(partition, self._timeout, cached=False)[which]
-                for number, partition in partitions.items()
-            }
+            return {number: self._bounds(number)[which] for number in numbers}
         asked = [TopicPartition(self._topic, number, int(float(at) * 1000)) for number in numbers]
-        found = {each.partition: each for each in self._consumer.offsets_for_times(asked, self._timeout)}
-        for each in found.values():
+        found = self._ask(lambda timeout: self._consumer.offsets_for_times(asked, timeout))
+        for each in found:
             if each.error is not None:
-                raise KafkaException(each.error)
-        ends = self._offsets([number for number in numbers if found[number].offset < 0], LATEST)
-        return {number: ends.get(number, found[number].offset) for number in numbers}
+                raise _translated(each.error)
+        # The end stands for a time that no message has come to.
+        return {each.partition: self._bounds(each.partition)[1] if each.offset < 0 else each.offset for each in found}
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        partition = TopicPartition(self._topic, number)
+        bounds: tuple[int, int] = self._ask(
+            lambda timeout: self._consumer.get_watermark_offsets(partition, timeout, cached=False)
+        )
+        return bounds
 
     def follow(self, number: int, offset: int) -> None:
         """Begin to read a partition, or go on elsewhere."""
@@ -209,16 +206,24 @@ class ConfluentClient:
         """Close the connection."""
         self._consumer.close()
 
-    @property
-    def _timeout(self) -> float:
-        return ANSWER_SECONDS if self._answered else BOOTSTRAP_SECONDS
+    def _ask(self, question: Callable[[float], Any]) -> Any:
+        """Return an answer; the first may take longer, for nobody is connected yet.
 
-    def _failure(self, error: KafkaError) -> Exception:
-        """Return what a question failed with: what the client has found out meanwhile says more than a time-out."""
-        if not self._followed:  # else `poll` hears of it
-            self._consumer.poll(0)
-        trouble, self._trouble = self._trouble, None
-        return trouble or _translated(error)
+        What the client has found out meanwhile says more than that a question timed out.
+        """
+        deadline = monotonic() + (0 if self._answered else BOOTSTRAP_SECONDS)
+        while True:
+            try:
+                answer = question(ANSWER_SECONDS)
+            except KafkaException as error:
+                if not self._followed:  # else `poll` hears of it
+                    self._consumer.poll(0)
+                trouble, self._trouble = self._trouble or _translated(error.args[0]), None
+                if isinstance(trouble, BrokersRefuse) or monotonic() >= deadline:
+                    raise trouble from error
+            else:
+                self._answered = True
+                return answer
 
     def _take_error(self, error: KafkaError) -> None:
         """Note an error of a connection; those that cure themselves show in that nothing comes."""

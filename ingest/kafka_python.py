@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from ingest.kafka_client import (
     ANSWER_SECONDS,
@@ -21,6 +24,7 @@ from ingest.kafka_client import (
     Batch,
     BrokersRefuse,
     BrokersUnavailable,
+    files_of,
     reach,
 )
 from ingest.kafka_uri import EARLIEST, LATEST, KafkaUri
@@ -28,6 +32,12 @@ from ingest.kafka_uri import EARLIEST, LATEST, KafkaUri
 _POLL_RECORDS: Final = 2**31
 """Messages taken from the client at a time: all that it has. A part of a fetch that it keeps for a partition which
 is paused meanwhile is not always given out when that is resumed (kafka-python 3.0.12)."""
+_REFUSALS: Final = (
+    errors.SaslAuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.AuthorizationError,
+)
 
 
 class PythonClient:
@@ -134,8 +144,8 @@ class PythonClient:
 def connection_options(kafka: KafkaUri) -> dict[str, Any]:
     """Return kafka-python's options about the connection, once somebody has listened and shown a good certificate.
 
-    The client itself takes a bad certificate for a broker that is not there, and asks again; and one that cannot
-    connect leaves its thread behind.
+    The client itself takes a bad certificate for a broker that is not there, and asks again, and again with a password
+    that was refused; and one that cannot connect leaves its thread behind.
 
     Raises
     ------
@@ -151,7 +161,36 @@ def connection_options(kafka: KafkaUri) -> dict[str, Any]:
         if context is not None:
             _shake_hands(host, connection, context)
             options["ssl_context"] = context
-    return options
+    return {**options, "kafka_client": _net_client}
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Connections that tell who refuses them, which the library means to, and forgets (kafka-python 3.0.12)."""
+
+    def __init__(self, net: NetworkSelector, **options: Any) -> None:
+        self._refusals: dict[Any, Exception] = {}
+        super().__init__(net, **options)
+
+    def get_connection(self, node_id: Any, timeout_ms: float | None = None, **options: Any) -> Any:
+        if node_id in self._refusals:
+            raise self._refusals.pop(node_id)
+        is_new = node_id not in self._conns
+        if timeout_ms is not None:
+            # Who is refused over TLS is now and then not told, but cut off without noticing.
+            timeout_ms = min(timeout_ms, BOOTSTRAP_SECONDS * 1000)
+        connection = super().get_connection(node_id, timeout_ms, **options)
+        if is_new:
+            connection.init_future.add_errback(lambda error: self._note(node_id, error))
+        return connection
+
+    def _note(self, node_id: Any, error: Exception) -> None:
+        if isinstance(error, _REFUSALS):
+            self._refusals[node_id] = error
+
+
+def _net_client(**options: Any) -> KafkaNetClient:
+    net = NetworkSelector(**options)
+    return KafkaNetClient(net, _Connections(net, **options))
 
 
 def _ssl_context(options: Mapping[str, Any]) -> ssl.SSLContext:
@@ -167,10 +206,7 @@ def _ssl_context(options: Mapping[str, Any]) -> ssl.SSLContext:
         if "ssl_certfile" in options:
             context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
     except OSError as error:  # of ssl, too
-        files = ", ".join(
-            str(options[name]) for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile") if name in options
-        )
-        message = f"the certificates cannot be used ({files}): {error}"
+        message = f"the connection cannot be made{files_of(options)}: {error}"
         raise BrokersRefuse(message) from error
     return context
 

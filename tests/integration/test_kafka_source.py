@@ -263,7 +263,7 @@ def test_memory_for_messages_does_not_grow_with_the_topic(kafka):
     """A split that nobody reads on is paused, while another is read to its end."""
     topic = kafka.new_topic(2)
     for partition in range(2):
-        send(kafka, topic, partition, *edges(*((i, partition) for i in range(20_000))))
+        send(kafka, topic, partition, *edges(*((i, partition) for i in range(40_000))))
     source = open_source(uri(kafka, topic))
     unread, read = (source.open(f"{topic}-{partition}", None) for partition in range(2))
     unread.read(1)
@@ -271,11 +271,11 @@ def test_memory_for_messages_does_not_grow_with_the_topic(kafka):
     while not (block := read.read(1000)).end:
         total += len(block.records)
     feeds = source._connection._feeds.values()
-    assert total + len(block.records) == 20_000
-    assert max(len(feed.values) for feed in feeds) < 20_000
+    assert total + len(block.records) == 40_000
+    assert max(len(feed.values) for feed in feeds) < 40_000
     rest = 1
     while not (block := unread.read(1000)).end:
         rest += len(block.records)
-    assert rest + len(block.records) == 20_000
+    assert rest + len(block.records) == 40_000
     source.close()
     assert np.array_equal(block.records.dst, np.zeros(len(block.records)))

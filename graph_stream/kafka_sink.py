@@ -111,7 +111,10 @@ class KafkaSink:
         if self._newest is None or self._newest["epoch"] < marker.epoch:
             return False
         if self._newest["epoch"] == marker.epoch and self._newest["state_hash"] != marker.state_hash:
-            message = f"{self._place} has epoch {marker.epoch} of this run with another state; publish to a new topic"
+            message = (
+                f"{self._place} has epoch {marker.epoch} of this run with another state, so the run's store was put "
+                "back to an older one; begin a new run that publishes to a new topic"
+            )
             raise SinkConflict(message)
         return True
 

@@ -53,10 +53,10 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     reader = Reader.options(name="reader", checkpoint=behind).bind(config)
     partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
-    cut = reader.cut.bind(i)
-    # A paced run's clock starts when everybody is ready, so that starting up is no latency.
+    # The first record is read, and a clock starts, when everybody is ready: starting up is no latency.
     ready = partitions.ready.options(checkpoint="none", query=True).bind() if i == 1 else None
-    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut, ready)
+    cut = reader.cut.bind(i, ready)
+    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
     applied = partitions.apply.options(snapshot=has_delta).bind(records)
     if mode == "sync":

@@ -58,8 +58,8 @@ class Reader:
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
-    def cut(self, epoch: int) -> dict[str, Any]:
-        """Read the next epoch.
+    def cut(self, epoch: int, ready: object) -> dict[str, Any]:
+        """Read the next epoch; ``ready`` is nothing but a reason to wait before the first one.
 
         Returns
         -------
@@ -97,11 +97,8 @@ class Reader:
             **watermark,
         }
 
-    def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
-        """Return an epoch's records, at its scheduled time if the run is paced.
-
-        ``ready`` is nothing but a reason to wait before the first epoch.
-        """
+    def fetch(self, epoch: int, cut: dict[str, Any]) -> Records:
+        """Return an epoch's records, at its scheduled time if the run is paced."""
         ready = self._ready.pop(epoch, None)
         if ready is None:
             began = time.time()

@@ -39,13 +39,19 @@ class Records:
     """With event time, in microseconds."""
 
 
+RATE_HINT = "records_per_second"
+"""A hint: the pace of this owner, in place of the recorded one."""
+
+
 @exoflow.actor(deterministic=True, num_cpus=0)
 class Reader:
     """Reads the sources of one run."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
-        self._tell = exoflow.context().tell
+        context = exoflow.context()
+        self._tell = context.tell
+        self._rate = context.hints.get(RATE_HINT, self._config.rate)
         self._reader = EpochReader(
             sources.opened(self._config, self._tell),
             self._config.epoch_edges,
@@ -107,9 +113,9 @@ class Reader:
             ready = (sources.records_of(self._again, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
-        if self._config.rate is not None:
+        if self._rate is not None:
             if self._schedule is None:
-                self._schedule = _Schedule(self._config.rate, self._config.epoch_edges, epoch, time.time())
+                self._schedule = _Schedule(self._rate, self._config.epoch_edges, epoch, time.time())
             scheduled = self._schedule.close_of(epoch, cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))

@@ -64,7 +64,7 @@ class Reader:
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
-    def cut(self, epoch: int, ready: object) -> dict[str, Any]:
+    def cut(self, epoch: int, *ready: object) -> dict[str, Any]:
         """Read the next epoch; ``ready`` is nothing but a reason to wait before the first one.
 
         Returns

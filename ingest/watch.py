@@ -45,7 +45,6 @@ Result = TypeVar("Result")
 
 LISTING_SHARE: Final = 10
 """After a listing that took a second comes no other for ten: looking is never what a reader does most."""
-WAIT_SECONDS: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -89,6 +88,8 @@ class WatchSource(Queue):
         or ``skip`` it, which is told and leaves a bad record that says why.
     tell
         Gets lines about a place that cannot be read, and files that are passed over.
+    clock
+        Seconds that never go back.
 
     Raises
     ------
@@ -103,6 +104,7 @@ class WatchSource(Queue):
         settled: JsonValue | None = None,
         on_lost_offset: str = "fail",
         tell: Tell | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.uri = uri
@@ -114,7 +116,8 @@ class WatchSource(Queue):
         self._settled = settled
         self._passes_over = on_lost_offset == "skip"
         self._tell = tell or logging.getLogger(__name__).warning
-        self._patience = Patience(str(self._place), self._watch.patience_seconds, self._tell)
+        self._clock = clock
+        self._patience = Patience(str(self._place), self._watch.patience_seconds, self._tell, clock)
         self._waiting: deque[str] = deque()
         self._handed_out: list[str] = []  # since the last commit
         self._is_due_known = False
@@ -187,7 +190,7 @@ class WatchSource(Queue):
 
     def wait(self, seconds: float) -> None:
         """Return when it is time to look again; see `ingest.source.LiveSource.wait`."""
-        time.sleep(max(0.0, min(seconds, max(self._list_at, self._again_at) - time.monotonic())))
+        time.sleep(max(0.0, min(seconds, max(self._list_at, self._again_at) - self._clock())))
 
     def close(self) -> None:
         """Let go of the file that is held."""
@@ -231,19 +234,20 @@ class WatchSource(Queue):
 
     def _list(self) -> bool:
         """Look what is there, if it is time to; tell whether there is anything to be looked into."""
-        began = time.monotonic()
+        began = self._clock()
         if began < self._list_at:
             return False
         try:
             listed = [found for found in self._place.listed() if self._watch.wants(found.name)]
         except OutOfReach as error:
-            self._list_at = time.monotonic() + self._delay(error)
+            self._list_at = self._clock() + self._delay(error)
             return False
         except Refused as error:
             raise self._refused(error) from error
         self._patience.answered()
-        now = time.monotonic()
-        self._list_at = now + max(self._watch.every_seconds, LISTING_SHARE * (now - began))
+        now = self._clock()
+        took = now - began if self._list_at else 0.0  # the first makes a client, too
+        self._list_at = now + max(self._watch.every_seconds, LISTING_SHARE * took)
         self._seen = {each.name: each.tag for each in listed if self._is_over(each)}
         self._waiting.extend(sorted(each.name for each in listed if each.name not in self._seen))
         return bool(self._waiting)
@@ -306,8 +310,8 @@ class WatchSource(Queue):
             try:
                 held = self._place.fetch(split)
             except OutOfReach as error:
-                self._again_at = time.monotonic() + self._delay(error)
-                while (left := self._again_at - time.monotonic()) > 0:
+                self._again_at = self._clock() + self._delay(error)
+                while (left := self._again_at - self._clock()) > 0:
                     if waits:
                         time.sleep(left)
                     else:

@@ -14,16 +14,7 @@ from hypothesis import strategies as st
 from ingest import EpochReader, Originals, SourceError, open_source
 from ingest.follow import ROTATED_SECONDS, FollowSource
 from ingest.source import Block
-
-
-class Clock:
-    """Seconds that go on when they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.arriving import Clock
 
 
 @pytest.fixture

@@ -14,21 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from ingest import EpochBatch, EpochReader, Position, SourceError, open_source
-from ingest.watch import WatchSource
-
-
-def lines(first: int, count: int) -> bytes:
-    return b"".join(b"%d %d\n" % (each, -each) for each in range(first, first + count))
-
-
-def arrive(folder: Path, name: str, data: bytes) -> None:
-    """Move a whole file in."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}")
-    hidden.write_bytes(data)
-    hidden.rename(path)
+from ingest import EpochReader, SourceError, open_source
+from tests.unit.arriving import Run, arrive, lines
 
 
 @pytest.fixture
@@ -36,49 +23,6 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "arriving"
     made.mkdir()
     return made
-
-
-class Run:
-    """A reader of one folder that may be begun anew, as after a crash, from what it would have made durable."""
-
-    def __init__(self, folder: Path, parameters: str = "every=0.1&patience=0", **options: str) -> None:
-        self.uri = f"watch://{folder}?{parameters}"
-        self.options = options
-        self.told: list[str] = []
-        self.position: Position | None = None
-        self.rows = b""
-        self.batches: list[EpochBatch] = []
-        self.begin()
-
-    def begin(self) -> None:
-        """Start a process: all it has is the position and the rows."""
-        source = open_source(self.uri, settled=getattr(self, "settled", None), tell=self.told.append, **self.options)
-        assert isinstance(source, WatchSource)
-        self.source = source
-        self.settled = json.loads(json.dumps(source.settle())) if self.position is None else self.settled
-        self.source.register.load(self.rows)
-
-    def read(self, epoch_edges: int) -> list[int]:
-        """Read an epoch of so many records, each time with a new reader; return the followers."""
-        reader = EpochReader([self.source], epoch_edges, block_records=7)
-        with reader:
-            position = reader.start() if self.position is None else self.position
-            batch = reader.read(json.loads(json.dumps(position)))
-        self.position = batch.end
-        self.rows = self.source.register.rows(0, self.source.register.committed)
-        self.batches.append(batch)
-        return batch.src.tolist()
-
-    def again(self) -> list[list[int]]:
-        """Read all epochs again, by what was recorded of them."""
-        reader = EpochReader([open_source(self.uri, **self.options)], 1000)
-        with reader:
-            return [reader.reread(json.loads(json.dumps(batch.ranges))).src.tolist() for batch in self.batches]
-
-    def files(self) -> list[str]:
-        """Return the files in the order in which they were read."""
-        visits = [each[1] for batch in self.batches for each in batch.ranges]
-        return [name for at, name in enumerate(visits) if at == 0 or visits[at - 1] != name]
 
 
 def test_new_files_are_read_in_the_order_of_their_names_and_those_that_come_later_after_them(folder):
@@ -98,7 +42,7 @@ def test_hidden_and_unfinished_files_and_what_does_not_match_are_left_alone(fold
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(lines(1, 1))
     arrive(folder, "sub/h.csv", b"7,8\n")
-    run = Run(folder, "every=0.1&patience=0&pattern=*.csv")
+    run = Run(folder, "patience=0&pattern=*.csv")
     assert run.source.splits() == ["sub/h.csv"]
     assert run.read(1) == [7]
     assert Run(folder, "pattern=sub/*.csv").source.splits() == ["sub/h.csv"]
@@ -350,7 +294,7 @@ def test_what_failed_is_read_again_by_the_same_process(folder):
 
 def test_a_folder_that_cannot_be_read_is_waited_for_and_told(folder):
     arrive(folder, "a.txt", lines(1, 2))
-    run = Run(folder, "every=0.1&patience=30")
+    run = Run(folder, "patience=30")
     folder.rename(folder.with_name("away"))
     source = run.source
     assert source.next() is None
@@ -361,7 +305,7 @@ def test_a_folder_that_cannot_be_read_is_waited_for_and_told(folder):
 
 
 def test_patience_ends(folder):
-    run = Run(folder, "every=0.1&patience=0")
+    run = Run(folder, "patience=0")
     folder.rmdir()
     with pytest.raises(SourceError, match=r"has not answered for 0 s.*resume when it is back \(patience=SECONDS"):
         run.read(1)

@@ -185,6 +185,34 @@ def test_bytes_that_may_be_lost_are_skipped_and_told_where_that_is_wanted(path, 
     assert len(following.told) == 1
 
 
+def test_what_was_lost_is_in_the_epoch_that_goes_on_behind_it(path):
+    append(path, b"1 2\n3 4\n")
+    uri = f"follow://{path}"
+    with EpochReader([open_source(uri)], 2) as reader:
+        first = reader.read(reader.start())
+    path.write_bytes(b"5 6\n7 8\n9 10\n11 12\n")
+    with EpochReader([open_source(uri, on_lost_offset="skip", tell=print)], 3) as reader:
+        second = reader.read(json.loads(json.dumps(first.end)))
+    assert second.src.tolist() == [5, 7, 9]
+    assert [(bad.split, bad.offset) for bad in second.bad] == [("edges.txt", 8)]
+    assert [each[1] for each in second.ranges] == ["edges.txt", "2:edges.txt"]
+
+
+def test_a_file_that_is_cut_back_while_it_is_read_gives_no_half_line(path):
+    append(path, b"".join(b"%d %d\n" % (each, each) for each in range(10**6, 10**6 + 200_000)))
+    following = Following(path, on_lost_offset="skip")
+    following.split = following.source.next()
+    following.reader = following.source.open(following.split, None)
+    found = following.reader.read(10).records.src.tolist()
+    with path.open("r+b") as file:
+        file.truncate(1_000_003)
+    rest = following.read()
+    assert found == [*range(10**6, 10**6 + 10)]
+    assert all(src == dst for src, dst in rest)
+    (bad,) = following.bad
+    assert bad.reason.startswith("lost: ")
+
+
 def test_half_a_line_at_the_end_of_a_rotated_file_is_told(path):
     following = Following(path, on_lost_offset="skip")
     append(path, b"1 2\n3")

@@ -29,6 +29,7 @@ from typing import Final, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from ingest.beside import GRACE_SECONDS, Beside
 from ingest.bucket import Bucket
 from ingest.content import Content
 from ingest.formats import KNOWN_FORMATS, file_format
@@ -125,6 +126,8 @@ class WatchSource(Queue):
         self._seen: dict[str, str] = {}  # tags of listed files that are known to be over
         self._tags: dict[str, str] = {}  # of files that are being read
         self._held: tuple[str, Held] | None = None
+        self._listing: Beside[tuple[list[Found], float]] | None = None
+        self._fetching: Beside[tuple[Held, str | None]] | None = None
 
     @property
     def bounded(self) -> bool:
@@ -190,11 +193,15 @@ class WatchSource(Queue):
 
     def wait(self, seconds: float) -> None:
         """Return when it is time to look again; see `ingest.source.LiveSource.wait`."""
-        time.sleep(max(0.0, min(seconds, max(self._list_at, self._again_at) - self._clock())))
+        under_way = self._fetching or self._listing
+        if under_way is not None:
+            under_way.wait(seconds)
+        else:
+            time.sleep(max(0.0, min(seconds, max(self._list_at, self._again_at) - self._clock())))
 
     def close(self) -> None:
         """Let go of the file that is held."""
-        self._held = None
+        self._held = self._listing = self._fetching = None
 
     def header(self, split: str) -> bytes | None:
         """Return the header of a CSV file, as it is now, without its line end; None where it has none.
@@ -234,23 +241,32 @@ class WatchSource(Queue):
 
     def _list(self) -> bool:
         """Look what is there, if it is time to; tell whether there is anything to be looked into."""
-        began = self._clock()
-        if began < self._list_at:
+        if self._listing is None:
+            if self._clock() < self._list_at:
+                return False
+            self._listing = Beside(self._look)
+        if not self._listing.wait(GRACE_SECONDS):
             return False
+        listing, self._listing = self._listing, None
         try:
-            listed = [found for found in self._place.listed() if self._watch.wants(found.name)]
+            listed, took = listing.result()
         except OutOfReach as error:
             self._list_at = self._clock() + self._delay(error)
             return False
         except Refused as error:
             raise self._refused(error) from error
         self._patience.answered()
-        now = self._clock()
-        took = now - began if self._list_at else 0.0  # the first makes a client, too
-        self._list_at = now + max(self._watch.every_seconds, LISTING_SHARE * took)
+        took = took if self._list_at else 0.0  # the first makes a client, too
+        self._list_at = self._clock() + max(self._watch.every_seconds, LISTING_SHARE * took)
         self._seen = {each.name: each.tag for each in listed if self._is_over(each)}
         self._waiting.extend(sorted(each.name for each in listed if each.name not in self._seen))
         return bool(self._waiting)
+
+    def _look(self) -> tuple[list[Found], float]:
+        """Return what is there and is wanted, and the seconds that took."""
+        began = self._clock()
+        listed = [found for found in self._place.listed() if self._watch.wants(found.name)]
+        return listed, self._clock() - began
 
     def _is_over(self, found: Found) -> bool:
         return self._seen.get(found.name) == found.tag or self.register.has_tag(found.name, found.tag)
@@ -274,17 +290,15 @@ class WatchSource(Queue):
 
     def _chunks(self, split: str, position: JsonValue | None, until: JsonValue | None, pin: _Pin) -> LiveChunks:
         begun = pin.content
-        held = yield from self._hold(split, begun, waits=until is not None or self.bounded)
+        held, fault = yield from self._hold(split, begun, waits=until is not None or self.bounded)
         if begun is not None and held.content != begun:
             at = 0 if position is None else position["at"]
             why = f"{split!r} has other content than when it was read" + (f" up to {at}" if at else "")
             yield self._pass_over(split, at, why, held, pin, can=until is None)
             return
-        if begun is None:
-            why = self._fault(split, held)
-            if why is not None:
-                yield self._pass_over(split, 0, why, held, pin, can=True)
-                return
+        if fault is not None:
+            yield self._pass_over(split, 0, fault, held, pin, can=True)
+            return
         pin.content = held.content
         self._tags[split] = held.tag
         at = 0 if position is None else position["at"]
@@ -301,14 +315,27 @@ class WatchSource(Queue):
             detail = f"{split!r} cannot be read from position {at} on: {error}. Nothing before it is lost"
             raise SourceError(self.uri, detail) from error
 
-    def _hold(self, split: str, content: str | None, waits: bool) -> Generator[None, None, Held]:
-        """Return the file, once the place gives it out; meanwhile yield None, or wait."""
+    def _hold(self, split: str, content: str | None, waits: bool) -> Generator[None, None, tuple[Held, str | None]]:
+        """Return the file, once the place gives it out, and what is wrong with one that was not begun.
+
+        Meanwhile yield None, or wait.
+        """
         if self._held is not None and self._held[0] == split and self._held[1].content == content:
-            return self._held[1]
+            return self._held[1], None
         self._held = None
+        fetch = functools.partial(self._fetched, split, is_new=content is None)
         while True:
             try:
-                held = self._place.fetch(split)
+                if waits:
+                    held, fault = fetch()
+                else:
+                    fetching = self._fetching = Beside(fetch)
+                    try:
+                        while not fetching.wait(GRACE_SECONDS):
+                            yield None
+                    finally:
+                        self._fetching = None
+                    held, fault = fetching.result()
             except OutOfReach as error:
                 self._again_at = self._clock() + self._delay(error)
                 while (left := self._again_at - self._clock()) > 0:
@@ -329,7 +356,11 @@ class WatchSource(Queue):
             else:
                 self._patience.answered()
                 self._held = split, held
-                return held
+                return held, fault
+
+    def _fetched(self, split: str, is_new: bool) -> tuple[Held, str | None]:
+        held = self._place.fetch(split)
+        return held, self._fault(split, held) if is_new else None
 
     def _fault(self, split: str, held: Held) -> str | None:
         """Return what keeps a file that was not begun from being read, if anything does."""

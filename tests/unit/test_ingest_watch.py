@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import zstandard
 
 from ingest import EpochReader, SourceError, SplitReader, open_source
+from ingest.held import Held
 from tests.unit.arriving import Run, arrive, lines
 
 
@@ -302,12 +304,34 @@ def test_a_folder_that_cannot_be_read_is_waited_for_and_told(folder):
     arrive(folder, "a.txt", lines(1, 2))
     run = Run(folder, "patience=30")
     folder.rename(folder.with_name("away"))
-    source = run.source
-    assert source.next() is None
+    with EpochReader([run.source, open_source("rmat://?scale=4&edges=5")], 5) as reader:
+        assert len(reader.read(reader.start()).src) == 5  # the other source is not held up
     assert re.search(r"waiting for the folder .*arriving: .*No such file", run.told[0])
     folder.with_name("away").rename(folder)
     assert run.read(2) == [1, 2]
     assert re.search("is back after", run.told[1])
+
+
+def test_a_file_that_comes_slowly_does_not_hold_up_other_sources(folder):
+    arrive(folder, "a.txt", lines(1, 2))
+    run = Run(folder)
+    comes = threading.Event()
+    fetch = run.source._place.fetch
+
+    def slow(name: str) -> Held:
+        assert comes.wait(60)
+        return fetch(name)
+
+    run.source._place.fetch = slow
+    generated = open_source("rmat://?scale=4&edges=100000")
+    with EpochReader([run.source, generated], 10) as reader:
+        batch = reader.read(reader.start())
+        assert {each[1] for each in batch.ranges} == {"rmat"}
+        comes.set()
+        while {each[1] for each in batch.ranges} == {"rmat"}:
+            assert not batch.last
+            batch = reader.read(batch.end)
+    assert {each[1] for each in batch.ranges} <= {"rmat", "a.txt"}
 
 
 def test_patience_ends(folder):

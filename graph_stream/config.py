@@ -59,7 +59,7 @@ class RunConfig:
     epoch_seconds : float or None
         Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
     on_lost_offset : {"fail", "skip"}
-        What to do where a topic has not kept what was to be read next.
+        What to do where a source has not kept what was to be read next, or a file that arrived cannot be read.
     settled : mapping
         What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
     publish : tuple of str
@@ -103,7 +103,7 @@ class RunConfig:
     def checked(self) -> RunConfig:
         """Return the configuration with sources made absolute; raises ConfigError."""
         if not self.sources:
-            message = "no source: name at least one file, folder or rmat:// URI"
+            message = "no source: name at least one file, folder or URI"
             raise ConfigError(message)
         if self.checkpoint not in CHECKPOINTS:
             message = f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {self.checkpoint!r}"
@@ -113,14 +113,9 @@ class RunConfig:
             if value is not None and value < least:
                 message = f"{name.replace('_', '-')} must be at least {least}, got {value}"
                 raise ConfigError(message)
-        if self.rate is not None and self.rate <= 0:
-            message = f"rate must be above 0 records per second, got {self.rate}"
-            raise ConfigError(message)
+        self._check_rate()
         if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
             message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
-            raise ConfigError(message)
-        if self.epoch_seconds is not None and self.rate is not None:
-            message = "--rate and --epoch-seconds are two schedules: give one of them"
             raise ConfigError(message)
         if self.on_lost_offset not in ON_LOST_OFFSET:
             message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
@@ -175,6 +170,20 @@ class RunConfig:
     def has_event_time(self) -> bool:
         """Whether records count by their times."""
         return self.window is not None or self.allowed_lateness is not None
+
+    def with_rate(self, rate: float) -> RunConfig:
+        """Return the options at another pace; raises ConfigError."""
+        made = dataclasses.replace(self, rate=rate)
+        made._check_rate()
+        return made
+
+    def _check_rate(self) -> None:
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            message = f"rate must be above 0 records per second, got {self.rate}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
 
     def targets(self) -> tuple[Target, ...]:
         """Return where epochs are published to, and which changes; raises ConfigError."""

@@ -17,8 +17,9 @@ import ingest
 from graph_stream import quarantine, sources
 from graph_stream.config import RunConfig
 from graph_stream.errors import TooManyBadRecords
-from graph_stream.eventtime import NEVER, EventTimes, advanced
-from ingest import EpochBatch, EpochReader, Position
+from graph_stream.eventtime import NEVER, EventTimes, advanced, raised
+from graph_stream.pacing import Pacing
+from ingest import EpochBatch, EpochReader, Position, Tap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,10 +47,17 @@ class Reader:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
         self._tell = exoflow.context().tell
+        target = self._config.target_staleness
+        self._pacing = None if target is None else Pacing(target, time.time)
+        lets_through = target is not None and self._config.rate is not None
         self._reader = EpochReader(
             sources.opened(self._config, self._tell),
             self._config.epoch_edges,
             epoch_seconds=self._config.epoch_seconds,
+            event_seconds=self._config.epoch_event_seconds,
+            idle_seconds=self._config.idle_seconds,
+            closing=self._pacing,
+            tap=Tap(self._config.rate) if lets_through else None,
         )
         self._again: EpochReader | None = None
         self._position: Position | None = None
@@ -58,8 +66,8 @@ class Reader:
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
-    def cut(self, epoch: int) -> dict[str, Any]:
-        """Read the next epoch.
+    def cut(self, epoch: int, ready: object = None) -> dict[str, Any]:
+        """Read the next epoch; ``ready`` is nothing but a reason to wait before the first.
 
         Returns
         -------
@@ -67,7 +75,7 @@ class Reader:
             JSON-able: what the epoch takes of each split, how many records it has and was refused, whether it
             is the last, when its schedule closed it (None where that did not), and its offsets for display; with
             bad records the name of the object that holds them; with event time its watermark, which is what the
-            epochs before it amount to.
+            epochs before it amount to; with a target of staleness, since when its oldest record could be read.
 
         Raises
         ------
@@ -80,12 +88,19 @@ class Reader:
         batch = self._reader.read(self._reader.start() if self._position is None else self._position)
         # Behind the cut nobody needs the bad records: they do not travel with the good ones.
         self._ready[epoch] = (dataclasses.replace(batch, bad=[]), began, time.time())
+        since = {}
+        if self._pacing is not None:
+            self._pacing.closed(epoch, len(batch.src) + len(batch.bad))
+            since = {"since": batch.since}
         self._position = batch.end
         self._rejected += len(batch.bad)
         kept = _put_into_quarantine(epoch, batch) if batch.bad else {}
         self._refuse_too_many(epoch, batch)
         watermark = self._event_time_state()
-        self._watermark = advanced(self._watermark, batch.time)
+        if self._config.epoch_event_seconds is None:
+            self._watermark = advanced(self._watermark, batch.time)
+        else:
+            self._watermark = raised(self._watermark, batch.watermark)
         return {
             "ranges": batch.ranges,
             "due": batch.due,
@@ -93,9 +108,15 @@ class Reader:
             "rejected": len(batch.bad),
             "last": batch.last or epoch == self._config.epochs,
             "offsets": batch.offsets,
+            **since,
             **kept,
             **watermark,
         }
+
+    def answered(self, row: dict[str, Any]) -> None:
+        """Learn when an epoch has been answered: so large the next ones may be."""
+        if self._pacing is not None:
+            self._pacing.answered(row["epoch"], row["published_at"])
 
     def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
         """Return an epoch's records, at its scheduled time if the run is paced.
@@ -110,7 +131,7 @@ class Reader:
             ready = (sources.records_of(self._again, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
-        if self._config.rate is not None:
+        if self._config.rate is not None and self._config.has_schedule_of_records:
             if self._schedule is None:
                 self._schedule = _Schedule(self._config.rate, self._config.epoch_edges, epoch, time.time())
             scheduled = self._schedule.close_of(epoch, cut["records"])

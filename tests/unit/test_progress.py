@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from graph_stream import progress
+from graph_stream.config import RunConfig
 from graph_stream.progress import Meter
 
 
@@ -36,7 +37,7 @@ def test_who_stays_behind_says_so_once_in_a_while(monkeypatch, paced, waits_ms, 
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     meter = Meter(stream)
-    meter.paced = paced
+    meter.follow(RunConfig(("a.txt",), rate=10.0 if paced else None))
     for epoch, wait_ms in enumerate(waits_ms, 1):
         meter.published(row(epoch, wait_ms))
     lines = stream.getvalue().splitlines()
@@ -50,6 +51,6 @@ def test_the_progress_line_shows_how_far_behind():
 
     stream = Terminal()
     meter = Meter(stream)
-    meter.paced = True
+    meter.follow(RunConfig(("a.txt",), epoch_seconds=1.0))
     meter.published(row(1, 4000.0))
     assert "4.0 s behind" in stream.getvalue()

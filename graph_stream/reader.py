@@ -116,7 +116,9 @@ class Reader:
     def answered(self, row: dict[str, Any]) -> None:
         """Learn when an epoch has been answered: so large the next ones may be."""
         if self._pacing is not None:
-            self._pacing.answered(row["epoch"], row["published_at"])
+            # In sync an answer is out when it is committed, which is when this is called.
+            in_sync = self._config.checkpoint == "sync"
+            self._pacing.answered(row["epoch"], time.time() if in_sync else row["published_at"])
 
     def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
         """Return an epoch's records, at its scheduled time if the run is paced.

@@ -223,7 +223,7 @@ class EpochReader:
                 break
             is_shut = self._tap is not None and not self._tap.room
             nothing_waits = is_shut or idle >= n_open
-            if nothing_waits and not is_shut:
+            if nothing_waits and not is_shut and not self._any_held(splits, interval):
                 self._nothing_left_at = self._clock()
             if self._closing is not None and self._closing.is_over(
                 idle=nothing_waits, records=n_good + n_bad, since=since
@@ -362,6 +362,9 @@ class EpochReader:
         if self._intervals is not None:
             waited_for = [split for split in splits if not split.end and not self._intervals.is_held(split, interval)]
             self._intervals.listened([split.name for split in waited_for], max(0.0, self._clock() - began))
+
+    def _any_held(self, splits: list[_Split], interval: int | None) -> bool:
+        return self._intervals is not None and any(self._intervals.is_held(split, interval) for split in splits)
 
     def _wait_for_tap(self) -> None:
         assert self._tap is not None

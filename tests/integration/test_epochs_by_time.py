@@ -103,7 +103,7 @@ def test_two_sources_of_different_speeds_are_cut_side_by_side(two_speeds, mode, 
 
 
 def interrupted_after(pipeline: Pipeline, store: str, wait: Callable[[], None]) -> None:
-    """Run until ``wait`` returns, which it does beside the run."""
+    """Run, or resume, until ``wait`` returns, which it does beside the run."""
 
     def watch() -> None:
         try:
@@ -143,10 +143,13 @@ def test_partitions_of_different_speeds_one_of_them_silent(kafka, store):
     options = {**BY_EVENT_TIME, "window": None, "idle_seconds": 1.0}
     pipeline = Pipeline(f"kafka://{kafka.address}/{topic}", **options)
     counts = [2_000, 500, 0]
+    interrupted_after(pipeline, store, lambda: until(lambda: len(rows_of(store)) >= 3))
+    before = rows_of(store)
     interrupted_after(
         pipeline, store, lambda: until(lambda: bool(found := rows_of(store)) and found[-1]["total_records"] == 2_500)
     )
     rows = rows_of(store)
+    assert [row["state_hash"] for row in rows[: len(before)]] == [row["state_hash"] for row in before]
     every_offset_once(rows, topic, counts)
     assert sum(row["late"] for row in rows) == 0
     full = [row["watermark"] for row in rows if row["watermark"] is not None and row["watermark"] % 100 == 0]

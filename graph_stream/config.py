@@ -124,17 +124,12 @@ class RunConfig:
             if value is not None and value < least:
                 message = f"{name.replace('_', '-')} must be at least {least}, got {value}"
                 raise ConfigError(message)
-        if self.rate is not None and self.rate <= 0:
-            message = f"rate must be above 0 records per second, got {self.rate}"
-            raise ConfigError(message)
+        self._check_rate()
         for name in ("epoch_seconds", "epoch_event_seconds", "target_staleness"):
             seconds = getattr(self, name)
             if seconds is not None and not MIN_EPOCH_SECONDS <= seconds < math.inf:
                 message = f"{name.replace('_', '-')} must be at least {MIN_EPOCH_SECONDS}, got {seconds}"
                 raise ConfigError(message)
-        if self.epoch_seconds is not None and self.rate is not None:
-            message = "--rate and --epoch-seconds are two schedules: give one of them"
-            raise ConfigError(message)
         if self.epoch_seconds is not None and self.target_staleness is not None:
             message = "--target-staleness and --epoch-seconds both say when epochs close: give one of them"
             raise ConfigError(message)
@@ -186,12 +181,8 @@ class RunConfig:
     @property
     def is_paced(self) -> bool:
         """Whether epochs close by a schedule."""
-        return self.has_schedule_of_records or self.epoch_seconds is not None
-
-    @property
-    def has_schedule_of_records(self) -> bool:
-        """Whether it is the schedule of epochs that keeps to the rate; else records are let through at it."""
-        return self.rate is not None and self.target_staleness is None
+        # With a target of staleness it is records that keep to the rate, not epochs.
+        return (self.rate is not None and self.target_staleness is None) or self.epoch_seconds is not None
 
     @property
     def has_event_time(self) -> bool:
@@ -211,11 +202,25 @@ class RunConfig:
         if not self._has_time_column:
             message = f"--epoch-event-seconds needs a time column: --columns has {self.columns}"
             raise ConfigError(message)
-        if self.rate is not None and self.target_staleness is None:
-            message = "--rate schedules full epochs: it goes with --epoch-event-seconds only by --target-staleness"
-            raise ConfigError(message)
         if not 0 <= self.idle_seconds < math.inf:
             message = f"idle-seconds must be at least 0, got {self.idle_seconds}"
+            raise ConfigError(message)
+
+    def with_rate(self, rate: float) -> RunConfig:
+        """Return the options at another pace; raises ConfigError."""
+        made = dataclasses.replace(self, rate=rate)
+        made._check_rate()
+        return made
+
+    def _check_rate(self) -> None:
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            message = f"rate must be above 0 records per second, got {self.rate}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
+        if self.epoch_event_seconds is not None and self.rate is not None and self.target_staleness is None:
+            message = "--rate schedules full epochs: it goes with --epoch-event-seconds only by --target-staleness"
             raise ConfigError(message)
 
     def targets(self) -> tuple[Target, ...]:

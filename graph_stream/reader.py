@@ -40,16 +40,21 @@ class Records:
     """With event time, in microseconds."""
 
 
+RATE_HINT = "records_per_second"
+"""A hint: the pace of this owner, in place of the recorded one."""
+
+
 @exoflow.actor(deterministic=True, num_cpus=0)
 class Reader:
     """Reads the sources of one run."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
-        self._tell = exoflow.context().tell
+        context = exoflow.context()
+        self._tell = context.tell
+        self._rate: float | None = context.hints.get(RATE_HINT, self._config.rate)
         target = self._config.target_staleness
         self._pacing = None if target is None else Pacing(target, time.time)
-        lets_through = target is not None and self._config.rate is not None
         self._reader = EpochReader(
             sources.opened(self._config, self._tell),
             self._config.epoch_edges,
@@ -57,7 +62,7 @@ class Reader:
             event_seconds=self._config.epoch_event_seconds,
             idle_seconds=self._config.idle_seconds,
             closing=self._pacing,
-            tap=Tap(self._config.rate) if lets_through else None,
+            tap=None if self._pacing is None or self._rate is None else Tap(self._rate),
         )
         self._again: EpochReader | None = None
         self._position: Position | None = None
@@ -66,8 +71,8 @@ class Reader:
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
-    def cut(self, epoch: int, ready: object = None) -> dict[str, Any]:
-        """Read the next epoch; ``ready`` is nothing but a reason to wait before the first.
+    def cut(self, epoch: int, ready: object) -> dict[str, Any]:
+        """Read the next epoch; ``ready`` is nothing but a reason to wait before the first one.
 
         Returns
         -------
@@ -120,11 +125,8 @@ class Reader:
             in_sync = self._config.checkpoint == "sync"
             self._pacing.answered(row["epoch"], time.time() if in_sync else row["published_at"])
 
-    def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
-        """Return an epoch's records, at its scheduled time if the run is paced.
-
-        ``ready`` is nothing but a reason to wait before the first epoch.
-        """
+    def fetch(self, epoch: int, cut: dict[str, Any]) -> Records:
+        """Return an epoch's records, at its scheduled time if the run is paced."""
         ready = self._ready.pop(epoch, None)
         if ready is None:
             began = time.time()
@@ -133,9 +135,9 @@ class Reader:
             ready = (sources.records_of(self._again, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
-        if self._config.rate is not None and self._config.has_schedule_of_records:
+        if self._rate is not None and self._pacing is None:
             if self._schedule is None:
-                self._schedule = _Schedule(self._config.rate, self._config.epoch_edges, epoch, time.time())
+                self._schedule = _Schedule(self._rate, self._config.epoch_edges, epoch, time.time())
             scheduled = self._schedule.close_of(epoch, cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))

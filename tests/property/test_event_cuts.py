@@ -355,6 +355,36 @@ def test_a_fast_source_is_not_read_ahead(tmp_path):
         batch = reader.read(batch.end)
 
 
+# --- since when records could be read ------------------------------------------------------------------------
+
+
+def test_a_record_could_be_read_since_nothing_was_left_at_the_latest():
+    world = World(random.Random(1))
+    topic = Timed("topic", {"0": [1.0] * 9}, world=world)
+    topic.grow = lambda: topic.there.update({"0": min(9, int((world.now - 1000) / 10))})
+    reader = EpochReader([topic], 2, clock=lambda: world.now)
+    first = reader.read(reader.start())
+    # The second came at 1020, when nothing had been left a moment ago; the first at 1010.
+    assert first.since == pytest.approx(1010.0, abs=0.3)
+    world.wait(25.0)
+    second = reader.read(first.end)  # they have come meanwhile; nobody knows when
+    assert second.since == pytest.approx(1020.0, abs=0.3)
+    assert world.now == pytest.approx(1045.0, abs=0.3)
+
+
+def test_what_is_held_can_be_read_all_the_while():
+    world = World(random.Random(1))
+    slow = Timed("slow", {"0": [2.0, 12.0, 22.0]}, world=world)
+    slow.grow = lambda: slow.there.update({"0": min(3, int((world.now - 1000) / 10))})
+    fast = Timed("fast", {"0": [1.0, 11.0, 21.0]})
+    reader = EpochReader([fast, slow], 100, 10, None, lambda: world.now, 10.0, idle_seconds=1e9)
+    first = reader.read(reader.start())
+    second = reader.read(first.end)
+    assert [len(batch.src) for batch in (first, second)] == [2, 2]
+    assert (first.since, second.since) == (1000.0, 1000.0)
+    assert world.now == pytest.approx(1030.0, abs=0.3)
+
+
 # --- what there is beside -----------------------------------------------------------------------------------
 
 

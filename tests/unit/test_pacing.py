@@ -119,7 +119,7 @@ def steady(rate: float) -> Callable[[float], float]:
     return lambda _: rate
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("target", "rate"), [(0.2, 5.0), (1.0, 5.0), (1.0, 20_000.0), (1.0, 80_000.0), (5.0, 15_000.0)]
 )
@@ -144,7 +144,7 @@ def test_epochs_are_small_where_little_comes_and_grow_with_what_comes():
     assert sizes[2] > 20 * sizes[1]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_bursts_that_can_be_borne_are_answered_in_time(seed):
     simulation = Simulation(1.0, noise=0.1, seed=seed)
 
@@ -152,7 +152,7 @@ def test_bursts_that_can_be_borne_are_answered_in_time(seed):
         return 60_000 / TICK if seconds % 5 < TICK else 1_000.0
 
     simulation.run(20.0, bursts)
-    answers = simulation.run(60.0, bursts)
+    answers = simulation.run(30.0, bursts)
     assert max(answer.staleness for answer in answers) <= 1.0 + TICK
     assert max(answer.records for answer in answers) >= 50_000
 
@@ -166,7 +166,7 @@ def test_under_too_much_load_epochs_are_the_largest_and_all_is_answered_once_it_
     staleness = [answer.staleness for answer in overload]
     assert staleness[-1] == max(staleness) > 5.0  # it is told, whatever was wanted
     assert all(after.closed >= before.closed for before, after in itertools.pairwise(overload))
-    simulation.run(60.0, steady(20_000.0))
+    simulation.run(30.0, steady(20_000.0))
     recovered = simulation.run(20.0, steady(20_000.0))
     assert max(answer.staleness for answer in recovered) <= 1.0 + TICK
     assert max(answer.records for answer in recovered) < 30_000

@@ -6,11 +6,14 @@ begins with the rest of that block before the turn passes on, so the sequence of
 on where it is cut: cut by count, their epochs are a function of a position. A live split that has nothing more
 passes its turn on, so its epochs, and those cut by time, depend on when they were read. Whichever it is, the
 epoch's ranges say what was taken of each split, and reading those again gives the same records.
+
+A queue takes part as one split that stands now for this, now for that of its splits. Those that are over leave the
+position: the queue's register, which moves on with it, remembers them.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, TypeAlias, cast
@@ -25,6 +28,7 @@ from ingest.source import (
     Int64s,
     JsonValue,
     LiveSource,
+    Queue,
     Records,
     Source,
     SourceError,
@@ -97,7 +101,7 @@ class EpochBatch:
 
 @dataclass(slots=True)
 class _Split:
-    """How far a split has been read."""
+    """How far a split has been read; of a queue, the one that is being read, or "" between two."""
 
     source: str
     split: str
@@ -112,12 +116,16 @@ class _Split:
 
 
 _Name: TypeAlias = tuple[str, str]
+_Visit: TypeAlias = tuple[_Name, str, int]
+"""A place among the splits, the split that was read there, and how many of a queue were over before: a name may
+come again."""
 
 
 @dataclass(slots=True)
 class _Taken:
     """What an epoch has taken of a split so far."""
 
+    name: _Name
     before: JsonValue
     after: JsonValue
     runs: list[Records] = field(default_factory=list)
@@ -127,9 +135,9 @@ class _Taken:
 class EpochReader:
     """Reads epochs from sources, bounded and live ones side by side.
 
-    Exactly as repeatable as its sources: it has no state but the position it is given, and with `epoch_seconds`
-    the clock. Readers of splits are kept open between calls, so that reading on where the last epoch ended opens
-    nothing again.
+    Exactly as repeatable as its sources: it has no state but the position it is given, the registers of its queues,
+    which move on with it, and with `epoch_seconds` the clock. Readers of splits are kept open between calls, so that
+    reading on where the last epoch ended opens nothing again.
 
     Parameters
     ----------
@@ -180,7 +188,10 @@ class EpochReader:
                 raise SourceError(source.uri, "the source is given twice")
             self._sources[source.uri] = source
         self._live = [cast(LiveSource, source) for source in sources if not source.bounded]
-        self._bounded_splits = {source.uri: source.splits() for source in sources if source.bounded}
+        self._queues = {source.uri: source for source in sources if isinstance(source, Queue)}
+        self._bounded_splits = {
+            source.uri: source.splits() for source in sources if source.bounded and source.uri not in self._queues
+        }
         self._epoch_edges = epoch_edges
         self._block_records = block_records
         self._closing = closing if epoch_seconds is None else Schedule(epoch_seconds, clock)
@@ -208,8 +219,10 @@ class EpochReader:
         SourceError
             A source cannot be read, or its splits are not those of the position. The position stays good.
         """
+        for queue in self._queues.values():
+            queue.rollback()
         splits, turn, taken = self._resume(position)
-        epoch: dict[_Name, _Taken] = {}
+        epoch: dict[_Visit, _Taken] = {}
         n_good = n_bad = idle = 0
         n_open = sum(not split.end for split in splits)
         due = since = None
@@ -237,12 +250,13 @@ class EpochReader:
                 self._wait_for_tap()
                 continue
             if nothing_waits and self._intervals is not None:
-                if self._intervals.is_over(interval, splits):
+                places = {self._place(split): split for split in splits}
+                if self._intervals.is_over(interval, places):
                     interval, idle = self._intervals.after(interval, splits), 0
                     if n_good or n_bad:
                         break
                     continue
-                if (n_good or n_bad) and self._intervals.all_idle(splits):
+                if (n_good or n_bad) and self._intervals.all_idle(places):
                     break
             if nothing_waits:
                 self._wait(splits, interval)
@@ -255,6 +269,9 @@ class EpochReader:
             if self._intervals is not None and self._intervals.is_held(split, interval):
                 starved = True
                 idle += not split.end
+            elif not self._find_next(split):
+                n_open -= split.end
+                starved, idle = True, idle + 1
             elif not split.end:
                 room = min(self._block_records - taken, self._epoch_edges - n_good)
                 readable_at = self._nothing_left_at
@@ -280,6 +297,8 @@ class EpochReader:
         if self._closing is not None:
             self._closing.next()
         batch = self._batch(position, splits, turn, taken, epoch, interval)
+        for queue in self._queues.values():
+            queue.commit()
         return replace(batch, due=due, since=since)
 
     def reread(self, ranges: Sequence[Range]) -> Records:
@@ -324,15 +343,20 @@ class EpochReader:
 
     def _splits(self) -> list[_Name]:
         """Return the splits that are there now, in order."""
-        return [
-            (uri, split)
-            for uri, source in self._sources.items()
-            for split in (self._bounded_splits[uri] if source.bounded else source.splits())
-        ]
+        return [(uri, split) for uri, source in self._sources.items() for split in self._splits_of(source)]
+
+    def _splits_of(self, source: Source) -> list[str]:
+        if source.uri in self._queues:
+            return [""]
+        return self._bounded_splits[source.uri] if source.bounded else source.splits()
+
+    def _place(self, split: _Split) -> _Name:
+        """Return what stays the same of a split while a queue goes on."""
+        return (split.source, "") if split.source in self._queues else split.name
 
     def _resume(self, position: Position) -> tuple[list[_Split], int, int]:
         """Return splits, turn and taken of a position, with the splits that a live source has since got."""
-        then = {split.name: split for split in (_Split(**split) for split in position["splits"])}
+        then = {self._place(split): split for split in (_Split(**split) for split in position["splits"])}
         now = self._splits()
         gone = [*(then.keys() - set(now))]
         new = [name for name in now if name not in then]
@@ -361,7 +385,7 @@ class EpochReader:
             source.wait(left)
         if self._intervals is not None:
             waited_for = [split for split in splits if not split.end and not self._intervals.is_held(split, interval)]
-            self._intervals.listened([split.name for split in waited_for], max(0.0, self._clock() - began))
+            self._intervals.listened(map(self._place, waited_for), max(0.0, self._clock() - began))
 
     def _any_held(self, splits: list[_Split], interval: int | None) -> bool:
         return self._intervals is not None and any(self._intervals.is_held(split, interval) for split in splits)
@@ -379,6 +403,10 @@ class EpochReader:
         if any(split.position is not None for split in live):  # its last block said that more follows
             return False
         for split in live:
+            if split.source in self._queues:
+                if not self._is_over(split):
+                    return False
+                continue
             with closing(self._sources[split.source].open(split.split, None)) as reader:
                 block = reader.read(1)
             if len(block.records) or block.bad or not block.end:
@@ -386,7 +414,33 @@ class EpochReader:
             split.end = True
         return True
 
-    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Name, _Taken], interval: int | None) -> Block:
+    def _find_next(self, split: _Split) -> bool:
+        """Tell whether there is a split to be read; of a queue between two, look for the next."""
+        if split.end or split.split or split.source not in self._queues:
+            return True
+        queue = self._queues[split.source]
+        found = queue.next()
+        split.end = found is None and queue.bounded
+        split.split = found or ""
+        return found is not None
+
+    def _is_over(self, split: _Split) -> bool:
+        """Tell whether a bounded queue has no more records; it is moved behind splits that hold none."""
+        while self._find_next(split) and not split.end:
+            reader = self._sources[split.source].open(split.split, None)
+            with closing(reader):
+                block = reader.read(1)
+            if len(block.records) or block.bad or not block.end:
+                return False
+            self._finish(split, reader.position)
+        return True
+
+    def _finish(self, split: _Split, position: JsonValue) -> None:
+        """Go on to what follows in a queue."""
+        self._queues[split.source].finish(split.split, position)
+        split.split, split.position, split.end = "", None, False
+
+    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Visit, _Taken], interval: int | None) -> Block:
         """Read on in a split, move it behind what was read, and add that to the epoch."""
         # Out of the cache while it is read: a reader that was stopped half-way must not be found there again.
         kept = self._readers if split.source in self._bounded_splits else self._live_readers
@@ -406,6 +460,7 @@ class EpochReader:
         except BaseException:
             reader.close()
             raise
+        name = split.name
         split.position, split.end = reader.position, block.end
         if block.end:
             reader.close()
@@ -413,18 +468,23 @@ class EpochReader:
             if kept is self._readers and len(kept) == MAX_OPEN_SPLITS:
                 kept.pop(next(iter(kept))).close()
             kept[split.name] = reader
-        if reader.position != before or (split.source in self._bounded_splits and block.head is None):
-            taken = epoch.setdefault(split.name, _Taken(before, before))
+        queue = self._queues.get(split.source)
+        looked_into = split.source in self._bounded_splits and block.head is None
+        if reader.position != before or block.bad or looked_into:
+            visit = (self._place(split), name[1], 0 if queue is None else len(queue.register))
+            taken = epoch.setdefault(visit, _Taken(name, before, before))
             taken.after = split.position
             taken.runs.append(block.records)
             taken.bad.extend(block.bad)
+        if queue is not None and block.end:
+            self._finish(split, split.position)
         return block
 
     def _follow(self, split: _Split, block: Block) -> None:
         """Note how far a split has come in event time."""
         assert self._intervals is not None
         if len(block.records) or block.bad or block.end or block.head is not None:
-            self._intervals.heard(split.name)
+            self._intervals.heard(self._place(split))
         shown = [] if block.head is None else [block.head]
         if len(block.records):
             if block.records.time is None:
@@ -439,30 +499,38 @@ class EpochReader:
         splits: list[_Split],
         turn: int,
         taken: int,
-        epoch: dict[_Name, _Taken],
+        epoch: dict[_Visit, _Taken],
         interval: int | None,
     ) -> EpochBatch:
         last = self._nothing_left(splits)
-        in_order = [(split, epoch[split.name]) for split in splits if split.name in epoch]
-        runs = [run for _, each in in_order for run in each.runs]
+        order = {self._place(split): number for number, split in enumerate(splits)}
+        in_order = [taken for _, taken in sorted(epoch.items(), key=lambda item: order[item[0][0]])]
+        runs = [run for each in in_order for run in each.runs]
         records = concatenate(runs) if runs else no_records(timed=False)
-        labels = _labels([split.name for split in splits])
+        labels = _labels(dict.fromkeys([split.name for split in splits] + [each.name for each in in_order]))
         return EpochBatch(
             src=records.src,
             dst=records.dst,
             op=records.op,
             time=records.time,
-            bad=[record for _, each in in_order for record in each.bad],
+            bad=[record for each in in_order for record in each.bad],
             begin=begin,
             end=_to_json(splits, turn, taken, interval),
             last=last,
-            offsets={labels[name]: [each.before, each.after] for name, each in epoch.items()},
-            ranges=[[*split.name, each.before, each.after] for split, each in in_order],
+            offsets={labels[each.name]: [_offset(each.before), _offset(each.after)] for each in epoch.values()},
+            ranges=[[*each.name, each.before, each.after] for each in in_order],
             watermark=None if self._intervals is None or interval is None else self._intervals.begin_of(interval),
         )
 
 
-def _labels(names: list[_Name]) -> dict[_Name, str]:
+def _offset(position: JsonValue) -> JsonValue:
+    """Return what is to be displayed of a position: a queue's says also what it is an offset of."""
+    if isinstance(position, dict):
+        return position["at"]
+    return 0 if position is None else position
+
+
+def _labels(names: Iterable[_Name]) -> dict[_Name, str]:
     """Name splits for display: by their source too where two have the same name."""
     times = Counter(split for _, split in names)
     return {(uri, split): split if times[split] == 1 else f"{uri}#{split}" for uri, split in names}

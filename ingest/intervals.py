@@ -11,14 +11,15 @@ interval yet, None, nothing is read but where the first one lies.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol, TypeAlias
 
 IDLE_SECONDS: Final = 5.0
 GREATEST_SECONDS: Final = 2.0**61 / 1e6
 """Times from here on, some 73,000 years from 1970, are one interval, and so are those before as much."""
 
-_Name: TypeAlias = tuple[str, str]
+Place: TypeAlias = tuple[str, str]
+"""What stays the same of a split: its source, and its name in it, or nothing for all of a queue's."""
 
 
 class Progress(Protocol):
@@ -34,11 +35,6 @@ class Progress(Protocol):
 
     end: bool
     reached: float | None
-
-    @property
-    def name(self) -> _Name:
-        """Source and split."""
-        ...
 
 
 class Intervals:
@@ -58,7 +54,7 @@ class Intervals:
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._last = math.floor(GREATEST_SECONDS / seconds)
-        self._silent_seconds: dict[_Name, float] = {}
+        self._silent_seconds: dict[Place, float] = {}
 
     def number_of(self, time: float) -> int:
         """Return the interval in which a time lies."""
@@ -82,30 +78,29 @@ class Intervals:
         """Whether a split has left an interval behind, so that it is not read on."""
         return split.reached is not None and split.reached >= self.end_of(number)
 
-    def is_over(self, number: int | None, splits: Iterable[Progress]) -> bool:
+    def is_over(self, number: int | None, splits: Mapping[Place, Progress]) -> bool:
         """Whether an interval is over, now that no split has more of it: the next one that has any is known."""
-        left = [split for split in splits if not split.end]
-        held = [self.is_held(split, number) for split in left]
-        return any(held) and all(is_held or self.is_idle(split.name) for split, is_held in zip(left, held, strict=True))
+        held = {place: self.is_held(split, number) for place, split in splits.items() if not split.end}
+        return any(held.values()) and all(is_held or self.is_idle(place) for place, is_held in held.items())
 
-    def after(self, number: int | None, splits: Sequence[Progress]) -> int:
+    def after(self, number: int | None, splits: Iterable[Progress]) -> int:
         """Return the interval of the earliest record that is held: those between have none."""
         held = [split for split in splits if not split.end and self.is_held(split, number)]
         return min(self.number_of(split.reached) for split in held if split.reached is not None)
 
-    def heard(self, name: _Name) -> None:
+    def heard(self, place: Place) -> None:
         """Note that a split has something."""
-        self._silent_seconds.pop(name, None)
+        self._silent_seconds.pop(place, None)
 
-    def listened(self, names: Iterable[_Name], seconds: float) -> None:
+    def listened(self, places: Iterable[Place], seconds: float) -> None:
         """Note that somebody has listened for so long to splits that had nothing."""
-        for name in names:
-            self._silent_seconds[name] = self._silent_seconds.get(name, 0.0) + seconds
+        for place in places:
+            self._silent_seconds[place] = self._silent_seconds.get(place, 0.0) + seconds
 
-    def is_idle(self, name: _Name) -> bool:
+    def is_idle(self, place: Place) -> bool:
         """Whether a split is not waited for."""
-        return self._silent_seconds.get(name, -1.0) >= self._idle_seconds
+        return self._silent_seconds.get(place, -1.0) >= self._idle_seconds
 
-    def all_idle(self, splits: Iterable[Progress]) -> bool:
+    def all_idle(self, splits: Mapping[Place, Progress]) -> bool:
         """Whether nobody waits for anything any more, so that what there is of an interval is not kept waiting."""
-        return all(split.end or self.is_idle(split.name) for split in splits)
+        return all(split.end or self.is_idle(place) for place, split in splits.items())

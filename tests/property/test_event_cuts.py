@@ -425,6 +425,34 @@ def test_files_are_cut_as_they_are_read_again(tmp_path):
         assert EpochReader([source], 10).reread(told(batch.ranges)).time.tolist() == batch.time.tolist()
 
 
+def test_a_watched_folder_is_one_split_whichever_of_its_files_is_read(tmp_path):
+    folder, now = tmp_path / "in", [1000.0]
+    folder.mkdir()
+    write_timed(folder / "a.csv", [1.0, 2.0, 11.0])
+    write_timed(folder / "b.csv", [3.0, 12.0, 25.0])  # 3 comes late, with what is read then
+    write_timed(tmp_path / "beside.csv", [4.0, 14.0, 24.0, 31.0])
+
+    def opened() -> EpochReader:
+        sources = [open_source(uri, "src,dst,time") for uri in (f"watch://{folder}", str(tmp_path / "beside.csv"))]
+        for source in sources[:1]:
+            source.wait = lambda seconds: now.__setitem__(0, now[0] + 0.1)
+        return EpochReader(sources, 100, 10, None, lambda: now[0], 10.0, idle_seconds=5.0)
+
+    reader = opened()
+    batches = [reader.read(reader.start())]
+    batches += [reader.read(told(batches[-1].end))]
+    assert [batch.time.tolist() for batch in batches] == [[1.0, 2.0, 4.0], [11.0, 3.0, 12.0, 14.0]]
+    assert now == [1000.0]
+    # Nothing follows in the folder: it is waited for, once, however many files it had.
+    batches += [reader.read(told(batches[-1].end))]
+    batches += [reader.read(told(batches[-1].end))]
+    assert [batch.time.tolist() for batch in batches[2:]] == [[25.0, 24.0], [31.0]]
+    assert now[0] == pytest.approx(1005.0, abs=0.3)
+    assert [batch.watermark for batch in batches] == [10.0, 20.0, 30.0, 30.0]
+    for batch in batches:
+        assert opened().reread(told(batch.ranges)).time.tolist() == batch.time.tolist()
+
+
 def write_timed(path: Any, times: list[float]) -> None:
     import gzip
 
@@ -452,7 +480,7 @@ def read_all_files(source: Any, seconds: float) -> list[EpochBatch]:
 
 
 def first_one_decides(self: Intervals, number: int | None, splits: Any) -> bool:
-    return any(self.is_held(split, number) for split in splits)
+    return any(self.is_held(split, number) for split in splits.values())
 
 
 def furthest_one_decides(self: Intervals, number: int | None, splits: Any) -> int:

@@ -13,6 +13,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -127,8 +128,9 @@ class KafkaSource:
                     yield self._skip(split, feed)
                 elif feed.values or feed.reached > offset:
                     offset = feed.reached
+                    since = feed.since
                     values, offsets = self._connection.take(feed)
-                    yield parser.chunk(values, np.array(offsets, np.int64), offset)
+                    yield replace(parser.chunk(values, np.array(offsets, np.int64), offset), since=since)
                 elif not self._connection.poll(0.0) and not feed.reached > offset:
                     if until is None:
                         yield None
@@ -165,6 +167,8 @@ class _Feed:
         The messages: what each holds, and where it is.
     reached
         The offset up to which the partition is known: messages, and gaps that transactions and compaction leave.
+    since
+        Unix seconds of the first of the messages; None where it has no timestamp.
     lost
         The offset that was wanted and the earliest that is left, where the partition has not kept it.
     bytes
@@ -178,12 +182,15 @@ class _Feed:
         self.values: list[bytes | None] = []
         self.offsets: list[int] = []
         self.reached = offset
+        self.since: float | None = None
         self.lost: tuple[int, int] | None = None
         self.bytes = 0
         self.paused = False
 
     def put(self, batch: Batch) -> None:
         """Take in what has come."""
+        if not self.values:
+            self.since = batch.since
         self.values += batch.values
         self.offsets += batch.offsets
         self.reached = max(self.reached, batch.reached)

@@ -50,12 +50,15 @@ class Batch:
         The offset up to which the partition is known: messages, and gaps that transactions and compaction leave.
     out_of_range
         The offset that was wanted, if the topic has none such; nothing more comes until another is followed.
+    since
+        Unix seconds of the first message; None where it has no timestamp.
     """
 
     values: list[bytes | None]
     offsets: list[int]
     reached: int
     out_of_range: int | None = None
+    since: float | None = None
 
 
 class Client(Protocol):

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any, Final
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ingest.kafka_client import (
     ANSWER_SECONDS,
@@ -182,6 +182,8 @@ class ConfluentClient:
         bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(messages)] if messages else []
         for begin, end in itertools.pairwise(bounds):
             batch = batches.setdefault(int(numbers[begin]), Batch([], [], 0))
+            if not batch.values:
+                batch.since = _seconds_of(messages[begin])
             batch.values += values[begin:end]
             batch.offsets += offsets[begin:end]
             batch.reached = offsets[end - 1] + 1
@@ -229,6 +231,11 @@ class ConfluentClient:
         """Note an error of a connection; those that cure themselves show in that nothing comes."""
         if error.code() in _REFUSALS:
             self._trouble = _translated(error)
+
+
+def _seconds_of(message: Message) -> float | None:
+    kind, milliseconds = message.timestamp()
+    return None if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds / 1000
 
 
 def librdkafka_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,8 @@ class PythonClient:
         for partition, messages in found.items():
             values, offsets = [each.value for each in messages], [each.offset for each in messages]
             self._followed[partition] = offsets[-1] + 1
-            batches[partition.partition] = Batch(values, offsets, offsets[-1] + 1)
+            since = messages[0].timestamp / 1000 if messages[0].timestamp > 0 else None
+            batches[partition.partition] = Batch(values, offsets, offsets[-1] + 1, since=since)
         if not found and seconds > 0:
             for partition, known in self._followed.items():
                 reached = self._consumer.position(partition, timeout_ms=0) or 0

@@ -108,6 +108,17 @@ def test_where_to_begin_is_settled_once(kafka):
     assert batch.src.tolist() == [3]
 
 
+def test_when_the_first_of_the_records_came_is_known(kafka):
+    topic = kafka.new_topic()
+    came = time.time() - 60
+    send(kafka, topic, 0, *edges((1, 1)), at=came)
+    send(kafka, topic, 0, *edges((2, 2)), at=came + 5)
+    source = open_source(uri(kafka, topic))
+    block = source.open(f"{topic}-0", None).read(10)
+    source.close()
+    assert block.since == pytest.approx(came, abs=0.002)
+
+
 def test_what_a_transaction_took_back_is_not_seen(kafka):
     topic = kafka.new_topic()
     with kafka.producer(transactional_id=topic) as producer:

@@ -7,6 +7,7 @@ One epoch is one iteration::
     apply    the partitions bring the ranking up to date             (their state: the graph; a delta each)
     publish  the epoch's answer: state hash, certificate, counts     (the carry of the loop)
     batch    every so many epochs: the exact answer, beside the stream
+    answered with a target of staleness: the reader learns when the answer was out (a query)
     sink_1   what the epoch changed, published, behind the stream and in order; one for each ``--publish``
 
 ``cut`` and ``apply`` are chained by their actors, not by the carry, so the reader runs ahead of the
@@ -54,8 +55,11 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
     # The first record is read, and a clock starts, when everybody is ready: starting up is no latency.
-    ready = partitions.ready.options(checkpoint="none", query=True).bind() if i == 1 else None
-    cut = reader.cut.bind(i, ready)
+    ready = []
+    if i == 1:
+        ready.append(partitions.ready.options(checkpoint="none", query=True).bind())
+        ready.append(standby.options(checkpoint="none").bind())
+    cut = reader.cut.bind(i, *ready)
     records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
     applied = partitions.apply.options(snapshot=has_delta).bind(records)
@@ -65,6 +69,8 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     if options.batch_every is not None and i % options.batch_every == 0:
         batches = offline.Batches.options(name="batches").bind(options.threads)
         published.also(batches.compute.options(name="batch").bind(config, i, applied.snapshot()))
+    if options.target_staleness is not None:
+        published.also(reader.answered.options(checkpoint="none", query=True).bind(published))
     published.also(*publishing.branches(options, i, published, applied))
     return published
 
@@ -85,6 +91,11 @@ def publish(
     held = [each["memory"] for each in applied]
     row = ledger.epoch_row(summaries, cut, times, held, carry, published_at=time.time())
     return exoflow.stop(row) if cut["last"] else row
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def standby() -> None:
+    """Return once there is a process that has loaded what it takes to publish."""
 
 
 class Pipeline:

@@ -6,15 +6,18 @@ It knows nothing of the engine or the graph: it can be used alone. `open_source`
 
 from ingest.epochs import EpochBatch, EpochReader, Position
 from ingest.generate import write_rmat
+from ingest.intervals import IDLE_SECONDS
 from ingest.kafka import ON_LOST_OFFSET
 from ingest.kafka_group import GroupMirror, group_mirror
 from ingest.originals import FORMS, Originals, form_of
 from ingest.register import Register
+from ingest.schedule import Tap
 from ingest.source import BadRecord, Block, IngestError, Queue, Records, Source, SourceError, SplitReader
 from ingest.uri import open_source
 
 __all__ = [
     "FORMS",
+    "IDLE_SECONDS",
     "ON_LOST_OFFSET",
     "BadRecord",
     "Block",
@@ -30,6 +33,7 @@ __all__ = [
     "Source",
     "SourceError",
     "SplitReader",
+    "Tap",
     "form_of",
     "group_mirror",
     "open_source",

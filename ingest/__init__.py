@@ -5,15 +5,19 @@ It knows nothing of the engine or the graph: it can be used alone. `open_source`
 """
 
 from ingest.epochs import EpochBatch, EpochReader, Position
+from ingest.formats import IDS
 from ingest.generate import write_rmat
 from ingest.kafka import ON_LOST_OFFSET
 from ingest.kafka_group import GroupMirror, group_mirror
+from ingest.names import MAX_NAME_BYTES, Names, as_text, column_of, parts_of
 from ingest.originals import FORMS, Originals, form_of
 from ingest.source import BadRecord, Block, IngestError, Records, Source, SourceError, SplitReader
 from ingest.uri import open_source
 
 __all__ = [
     "FORMS",
+    "IDS",
+    "MAX_NAME_BYTES",
     "ON_LOST_OFFSET",
     "BadRecord",
     "Block",
@@ -21,14 +25,18 @@ __all__ = [
     "EpochReader",
     "GroupMirror",
     "IngestError",
+    "Names",
     "Originals",
     "Position",
     "Records",
     "Source",
     "SourceError",
     "SplitReader",
+    "as_text",
+    "column_of",
     "form_of",
     "group_mirror",
     "open_source",
+    "parts_of",
     "write_rmat",
 ]

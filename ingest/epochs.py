@@ -20,8 +20,8 @@ from ingest.source import (
     BadRecord,
     Block,
     Float64s,
+    Ids,
     Int8s,
-    Int64s,
     JsonValue,
     LiveSource,
     Records,
@@ -53,7 +53,7 @@ class EpochBatch:
     Attributes
     ----------
     src, dst
-        int64[n], the follower and the followed, ordered by (source, split, offset).
+        n ids, the follower and the followed, ordered by (source, split, offset).
     op
         int8[n], +1 for an insert and -1 for a delete.
     time
@@ -72,8 +72,8 @@ class EpochBatch:
         For each split that was read, the positions in it before and after, for display.
     """
 
-    src: Int64s
-    dst: Int64s
+    src: Ids
+    dst: Ids
     op: Int8s
     time: Float64s | None
     bad: list[BadRecord]
@@ -162,6 +162,11 @@ class EpochReader:
         self._schedule = None if epoch_seconds is None else Schedule(epoch_seconds, clock)
         self._readers: dict[_Name, SplitReader] = {}  # of bounded sources, least recently read first
         self._live_readers: dict[_Name, SplitReader] = {}  # those of a source share a connection
+
+    @property
+    def repeats(self) -> bool:
+        """Whether cutting again from a position gives the same epochs: no source is live, and no clock is asked."""
+        return not self._live and self._schedule is None
 
     def start(self) -> Position:
         """Return the position before the first record."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,9 @@ from graph_stream.reader import CuttingReader
 from graph_stream.snapshot import CorruptSnapshot
 from ingest import EpochBatch, Names, SourceError
 
+REPLAY_SECONDS = 600.0
+"""How long a fetch waits for cuts to be made again."""
+
 Batch = TypeVar("Batch", bound=EpochBatch | ingest.Records)
 
 
@@ -31,6 +35,7 @@ class _Captured:
     """A state of the reader: what is small, and the names that a checkpoint may have to write."""
 
     state: dict[str, Any]
+    epoch: int
     names: int
     digest: int
     last: bool
@@ -46,6 +51,8 @@ class NamingReader(CuttingReader):
         weights = self._config.named_weights()
         if weights is not None:
             self._table.extend(weights.names)
+        self._epoch = 0
+        self._cut = threading.Condition()
         self._dictionary = Dictionary()
         self._compaction = Compaction(functools.partial(_merge, exoflow.context()))
         self._last = False
@@ -57,24 +64,38 @@ class NamingReader(CuttingReader):
         self._last = cut["last"]
         if self._last:
             exoflow.context().request_checkpoint()  # in mode none, too, scores are asked for in names
+        with self._cut:
+            self._epoch = epoch
+            self._cut.notify_all()
         return {**cut, "names": len(self._table)}
 
     def _numbered(self, batch: EpochBatch) -> EpochBatch:
         return with_numbers(batch, self._table.number(*_columns(batch)))
 
-    def _known(self, records: EpochBatch | ingest.Records, cut: dict[str, Any]) -> EpochBatch | ingest.Records:
+    def _known(
+        self, records: EpochBatch | ingest.Records, epoch: int, cut: dict[str, Any]
+    ) -> EpochBatch | ingest.Records:
         """Return records that were cut before with the numbers of their names.
+
+        Fetching is no step of the history, so it may come before the cut is made again, where the newest state of
+        the reader was damaged: then it waits.
 
         Raises
         ------
         SourceError
             When a name was not among them then.
+        CorruptSnapshot
+            When nobody makes the cut again.
         """
+        with self._cut:
+            if not self._cut.wait_for(lambda: self._epoch >= epoch, REPLAY_SECONDS):
+                message = f"the names of epoch {epoch} are damaged and were not made again; restore them from a backup"
+                raise CorruptSnapshot(message)
         return with_known_numbers(records, self._table, cut["names"], self._config)
 
     def capture(self) -> Any:
         """Return position and size of the dictionary; what names there are never changes."""
-        return _Captured(super().capture(), len(self._table), self._table.names.digest, self._last)
+        return _Captured(super().capture(), self._epoch, len(self._table), self._table.names.digest, self._last)
 
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the names that are new, and return the state; runs behind later calls."""
@@ -84,7 +105,7 @@ class NamingReader(CuttingReader):
             part = Part(first, count, exoflow.context().write_blob(data, ".parquet"))
             self._dictionary = self._dictionary.append(part, captured.digest)
         self._dictionary = self._compaction.next(self._dictionary, settle=captured.last)
-        return {**captured.state, "names": self._dictionary.to_json()}
+        return {**captured.state, "epoch": captured.epoch, "names": self._dictionary.to_json()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a captured position with the names that were known there.
@@ -97,6 +118,7 @@ class NamingReader(CuttingReader):
             When the names are not those that were captured.
         """
         super().restore(state)
+        self._epoch = state["epoch"]
         self._dictionary = Dictionary.from_json(state["names"])
         try:
             self._table = load_table(self._dictionary, exoflow.context().read_blob)

@@ -106,7 +106,7 @@ class CuttingReader:
             began = time.time()
             if self._again is None:
                 self._again = EpochReader(sources.opened(self._config, self._tell), self._config.epoch_edges)
-            ready = (self._known(sources.records_of(self._again, cut), cut), began, time.time())
+            ready = (self._known(sources.records_of(self._again, cut), epoch, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
         if self._config.rate is not None:
@@ -131,7 +131,9 @@ class CuttingReader:
         """Return an epoch that is cut for the first time with the numbers by which the graph knows its vertices."""
         return batch
 
-    def _known(self, records: EpochBatch | ingest.Records, cut: dict[str, Any]) -> EpochBatch | ingest.Records:
+    def _known(
+        self, records: EpochBatch | ingest.Records, epoch: int, cut: dict[str, Any]
+    ) -> EpochBatch | ingest.Records:
         """Return the records of an epoch that was cut before with the same numbers as then."""
         return records
 

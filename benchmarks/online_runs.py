@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from graph_stream import Pipeline
+from graph_stream import Pipeline, pipeline
 from graph_stream.runs import latencies_ms, open_run
 from ingest import EpochBatch, EpochReader, open_source, write_rmat
 
@@ -71,6 +73,20 @@ def whole_run(folder: Path, *sources: str, store: str | None = None, **options: 
         uri = store or local
         Pipeline(*sources, **options).run(run_id="bench", store=uri)
         return read_run(uri)
+
+
+def paced_tail(folder: Path, source: str, epochs: int, rate: float, **options: Any) -> WholeRun:
+    """Run a source's first epochs as fast as they go, and the rest at a rate (records per second)."""
+
+    def watch(row: Mapping[str, Any]) -> None:
+        if row["epoch"] == epochs:
+            raise KeyboardInterrupt
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix="store-") as store:
+        with contextlib.suppress(KeyboardInterrupt):
+            Pipeline(source, **options).run(run_id="bench", store=store, progress=watch)
+        pipeline.resume("bench", store, rate=rate)
+        return read_run(store)
 
 
 def read_run(store: str) -> WholeRun:

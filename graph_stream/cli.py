@@ -178,11 +178,18 @@ def run(run_id: str, store: str, max_memory: int | None, take_over: bool, as_jso
 @_run_id
 @_store
 @click.option("--partitions", type=int, help="Share the graph among another number of actors.")
+@click.option("--rate", type=float, help="Records per second from here on.  [default: as the run was started with]")
 @_max_memory
 @_take_over
 @_json
 def resume(
-    run_id: str, store: str, partitions: int | None, max_memory: int | None, take_over: bool, as_json: bool
+    run_id: str,
+    store: str,
+    partitions: int | None,
+    rate: float | None,
+    max_memory: int | None,
+    take_over: bool,
+    as_json: bool,
 ) -> None:
     """Go on with a run from what is committed; its other options come from the run record."""
     from graph_stream import pipeline
@@ -191,7 +198,7 @@ def resume(
         config = pipeline.recorded_config(run_id, store)
         if config is not None:
             _warn_of_missing_java(config)
-            meter.paced = config.is_paced
+            meter.paced = config.is_paced or rate is not None
         exoflow.init(store, log_to_driver=False)
         pipeline.resume(
             run_id,
@@ -199,6 +206,7 @@ def resume(
             partitions=partitions,
             take_over=take_over,
             max_memory=max_memory,
+            rate=rate,
             progress=meter.published,
             tell=meter.tell,
         )

@@ -116,14 +116,9 @@ class RunConfig:
             if value is not None and value < least:
                 message = f"{name.replace('_', '-')} must be at least {least}, got {value}"
                 raise ConfigError(message)
-        if self.rate is not None and self.rate <= 0:
-            message = f"rate must be above 0 records per second, got {self.rate}"
-            raise ConfigError(message)
+        self._check_rate()
         if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
             message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
-            raise ConfigError(message)
-        if self.epoch_seconds is not None and self.rate is not None:
-            message = "--rate and --epoch-seconds are two schedules: give one of them"
             raise ConfigError(message)
         if self.on_lost_offset not in ON_LOST_OFFSET:
             message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
@@ -194,6 +189,20 @@ class RunConfig:
     def has_event_time(self) -> bool:
         """Whether records count by their times."""
         return self.window is not None or self.allowed_lateness is not None
+
+    def with_rate(self, rate: float) -> RunConfig:
+        """Return the options at another pace; raises ConfigError."""
+        made = dataclasses.replace(self, rate=rate)
+        made._check_rate()
+        return made
+
+    def _check_rate(self) -> None:
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            message = f"rate must be above 0 records per second, got {self.rate}"
+            raise ConfigError(message)
+        if self.epoch_seconds is not None and self.rate is not None:
+            message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
 
     def targets(self) -> tuple[Target, ...]:
         """Return where epochs are published to, and which changes; raises ConfigError."""

@@ -1,7 +1,7 @@
 """Rows of snapshots put in order, and merged, in time that leaves the stream its processors.
 
 Rows are in order if they go by virtual partition of the key, then key, then value. Sorting is a deal by virtual
-partition, then a merge sort of each hand, which fits into a processor's cache. Merging goes through two ordered
+partition, then a sort by bytes of each hand, which fits into a processor's cache. Merging goes through two ordered
 sequences once.
 """
 
@@ -20,7 +20,7 @@ from graph_stream.ownership import VIRTUAL_PARTITIONS, mix64
 Kinds = npt.NDArray[np.int8]
 
 SHORT_RUN = 16
-"""Rows that are sorted by insertion before any are merged."""
+"""Most rows that are sorted by insertion."""
 
 
 class Rows(NamedTuple):
@@ -45,7 +45,7 @@ def in_order(rows: Rows) -> Rows:
     position, hand_key, hand_value = (np.empty(len(key), np.int64) for _ in range(3))
     _deal(key, value, starts.copy(), position, hand_key, hand_value)
     order, scratch = np.arange(len(key)), np.empty(len(key), np.int64)
-    _sort_hands(hand_key, hand_value, starts, order, scratch)
+    _sort_hands(hand_key, hand_value, starts, order, scratch, np.empty(257, np.int64))
     time = rows.time[position[order]] if len(rows.time) else rows.time
     return Rows(rows.kind[position[order]], hand_key[order], hand_value[order], time)
 
@@ -156,38 +156,54 @@ def _deal(key: Longs, value: Longs, filled: Longs, position: Longs, hand_key: Lo
 
 
 @compiled
-def _may_precede(key: Longs, value: Longs, one: Int, other: Int) -> bool:
-    return bool(key[one] < key[other] or (key[one] == key[other] and value[one] <= value[other]))
-
-
-@compiled
-def _sort_hands(key: Longs, value: Longs, starts: Longs, order: Longs, scratch: Longs) -> None:
+def _sort_hands(key: Longs, value: Longs, starts: Longs, order: Longs, scratch: Longs, counts: Longs) -> None:
     """Sort the positions in ``order``, hand by hand."""
     for share in range(len(starts) - 1):
         begin, end = starts[share], starts[share + 1]
-        for first in range(begin, end, SHORT_RUN):
-            for i in range(first + 1, min(first + SHORT_RUN, end)):
-                row = order[i]
-                place = i
-                while place > first and not _may_precede(key, value, order[place - 1], row):
-                    order[place] = order[place - 1]
-                    place -= 1
-                order[place] = row
-        width = SHORT_RUN
-        while width < end - begin:
-            for first in range(begin, end, 2 * width):
-                middle, last = min(first + width, end), min(first + 2 * width, end)
-                left, right = first, middle
-                for place in range(first, last):
-                    if right >= last or (left < middle and _may_precede(key, value, order[left], order[right])):
-                        scratch[place] = order[left]
-                        left += 1
-                    else:
-                        scratch[place] = order[right]
-                        right += 1
-            for place in range(begin, end):
-                order[place] = scratch[place]
-            width *= 2
+        _sort(key, order, begin, end, scratch, counts)
+        first = begin
+        while first < end:
+            last = first + 1
+            while last < end and key[order[last]] == key[order[first]]:
+                last += 1
+            _sort(value, order, first, last, scratch, counts)
+            first = last
+
+
+@compiled
+def _sort(column: Longs, order: Longs, begin: Int, end: Int, scratch: Longs, counts: Longs) -> None:
+    """Sort positions by what a column has there: few by insertion, many byte by byte (least significant first).
+
+    Equal ones stay as they were. Bytes that all have in common, as most of small numbers are, cost nothing.
+    """
+    if end - begin <= SHORT_RUN:
+        for i in range(begin + 1, end):
+            row = order[i]
+            place = i
+            while place > begin and column[order[place - 1]] > column[row]:
+                order[place] = order[place - 1]
+                place -= 1
+            order[place] = row
+        return
+    differing = np.int64(0)
+    for i in range(begin + 1, end):
+        differing |= column[order[i]] ^ column[order[begin]]
+    for shift in range(0, 64, 8):
+        if (differing >> shift) & 0xFF == 0:
+            continue
+        # The most significant bit is the sign: negative numbers come first.
+        flip = 0x80 if shift == 56 else 0
+        counts[:] = 0
+        for i in range(begin, end):
+            counts[(((column[order[i]] >> shift) & 0xFF) ^ flip) + 1] += 1
+        for digit in range(1, len(counts)):
+            counts[digit] += counts[digit - 1]
+        for i in range(begin, end):
+            digit = ((column[order[i]] >> shift) & 0xFF) ^ flip
+            scratch[begin + counts[digit]] = order[i]
+            counts[digit] += 1
+        for i in range(begin, end):
+            order[i] = scratch[i]
 
 
 # --- merging and joining ----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
 from graph_stream.naming import NamingReader
 from graph_stream.partition import Partition
-from graph_stream.reader import Reader
+from graph_stream.reader import RATE_HINT, Reader
 from ingest import Source, SourceError, group_mirror
 
 MAX_IN_FLIGHT = 4
@@ -55,10 +55,10 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     reader = reading.options(name="reader", checkpoint=behind).bind(config)
     partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
-    cut = reader.cut.bind(i)
-    # A paced run's clock starts when everybody is ready, so that starting up is no latency.
+    # The first record is read, and a clock starts, when everybody is ready: starting up is no latency.
     ready = partitions.ready.options(checkpoint="none", query=True).bind() if i == 1 else None
-    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut, ready)
+    cut = reader.cut.bind(i, ready)
+    records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
     applied = partitions.apply.options(snapshot=has_delta).bind(records)
     if mode == "sync":
@@ -206,16 +206,24 @@ def resume(
     partitions: int | None = None,
     take_over: bool = False,
     max_memory: int | None = None,
+    rate: float | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """Run a known run to its end; return its last row. Options as in `Pipeline.run`; raises as `exoflow.resume`."""
-    with _RunObserver(recorded_config(run_id, store), progress, tell) as observer:
+    """Run a known run to its end; return its last row.
+
+    Options as in `Pipeline.run`, and a ``rate`` (records per second) in place of the recorded one: it changes when
+    an epoch comes, never what is in it. Raises as `exoflow.resume`, and `ConfigError` for a rate that cannot be.
+    """
+    config = recorded_config(run_id, store)
+    if config is not None and rate is not None:
+        config.with_rate(rate)
+    with _RunObserver(config, progress, tell) as observer:
         result: dict[str, Any] = exoflow.resume(
             run_id,
             store=store,
             replicas=None if partitions is None else {"partitions": partitions},
-            hints=_hints(max_memory),
+            hints=_hints(max_memory, rate),
             take_over=take_over,
             on_change=ON_CHANGE,
             observer=observer,
@@ -277,5 +285,6 @@ def _ignore(_: Any) -> None:
     pass
 
 
-def _hints(max_memory: int | None) -> dict[str, Any]:
-    return {} if max_memory is None else {memory.HINT: max_memory}
+def _hints(max_memory: int | None, rate: float | None = None) -> dict[str, Any]:
+    hints = {memory.HINT: max_memory, RATE_HINT: rate}
+    return {name: value for name, value in hints.items() if value is not None}

@@ -39,12 +39,18 @@ class Records:
     """With event time, in microseconds."""
 
 
+RATE_HINT = "records_per_second"
+"""A hint: the pace of this owner, in place of the recorded one."""
+
+
 class CuttingReader:
     """Reads the sources of one run; see `Reader`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
-        self._tell = exoflow.context().tell
+        context = exoflow.context()
+        self._tell = context.tell
+        self._rate = context.hints.get(RATE_HINT, self._config.rate)
         self._reader = EpochReader(
             sources.opened(self._config, self._tell),
             self._config.epoch_edges,
@@ -57,8 +63,8 @@ class CuttingReader:
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
-    def cut(self, epoch: int) -> dict[str, Any]:
-        """Read the next epoch.
+    def cut(self, epoch: int, ready: object) -> dict[str, Any]:
+        """Read the next epoch; ``ready`` is nothing but a reason to wait before the first one.
 
         Returns
         -------
@@ -96,11 +102,8 @@ class CuttingReader:
             **watermark,
         }
 
-    def fetch(self, epoch: int, cut: dict[str, Any], ready: object) -> Records:
-        """Return an epoch's records, at its scheduled time if the run is paced.
-
-        ``ready`` is nothing but a reason to wait before the first epoch.
-        """
+    def fetch(self, epoch: int, cut: dict[str, Any]) -> Records:
+        """Return an epoch's records, at its scheduled time if the run is paced."""
         ready = self._ready.pop(epoch, None)
         if ready is None:
             began = time.time()
@@ -109,9 +112,9 @@ class CuttingReader:
             ready = (self._known(sources.records_of(self._again, cut), epoch, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
-        if self._config.rate is not None:
+        if self._rate is not None:
             if self._schedule is None:
-                self._schedule = _Schedule(self._config.rate, self._config.epoch_edges, epoch, time.time())
+                self._schedule = _Schedule(self._rate, self._config.epoch_edges, epoch, time.time())
             scheduled = self._schedule.close_of(epoch, cut["records"])
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))

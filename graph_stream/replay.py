@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from graph_stream.errors import ConfigError
-from graph_stream.whole import written_whole
 from ingest import FORMS, BadRecord, Originals, SourceError, form_of
+from ingest.whole import written_whole
 
 
 @dataclasses.dataclass

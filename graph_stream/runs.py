@@ -41,8 +41,8 @@ from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, late
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
 from graph_stream.topk import top_k
-from graph_stream.whole import written_whole
 from ingest import BadRecord, EpochReader
+from ingest.whole import written_whole
 
 ATTEMPTS = 5
 """How often a reader looks anew for what is collected as fast as it looks."""

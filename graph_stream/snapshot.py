@@ -34,8 +34,8 @@ from graph_stream.eventtime import NEVER
 from graph_stream.ordering import NO_TIMES, Rows, dealt, in_order, merged
 from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
 
-ROW_GROUP_ROWS = 1 << 17
-"""Rows that are read and decompressed together."""
+ROW_GROUP_ROWS = 1 << 15
+"""Most rows that are read and decompressed together."""
 SHARE_ROWS = 1 << 18
 """Rows of all objects together that are folded at a time, about."""
 ALL_SHARES = range(VIRTUAL_PARTITIONS)
@@ -206,7 +206,9 @@ def encode_shares(shares: Iterable[Changes], first_epoch: int, last_epoch: int) 
             columns = [pa.array(column) for column in rows[:3]]
             if watermark is not None:
                 columns.append(pa.array(rows.time, mask=rows.time == NEVER))
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), ROW_GROUP_ROWS)
+            table = pa.Table.from_arrays(columns, schema=schema)
+            for first, last in itertools.pairwise(_group_bounds(starts_in_share)):
+                writer.write_table(table.slice(first, last - first), ROW_GROUP_ROWS)
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "first_epoch": first_epoch,
@@ -228,6 +230,17 @@ def _laid_out(changes: Changes) -> tuple[Rows, Longs]:
         contributions = [part._replace(time=np.full(len(part.key), NEVER)) for part in contributions]
     first, *further = contributions
     return dealt([in_order(part) for part in (deleted, first, inserted, *further)])
+
+
+def _group_bounds(starts: Longs) -> list[int]:
+    """Return where rows are cut so that no cut's part is too long for a row group, if virtual partitions allow that.
+
+    Cuts lie on the grid of `_shares`, so that who folds this object with others decompresses each row once.
+    """
+    width = len(ALL_SHARES)
+    while width > 1 and np.diff(starts[::width]).max() > ROW_GROUP_ROWS:
+        width //= 2
+    return [int(bound) for bound in np.unique(starts[::width])]
 
 
 @dataclass(frozen=True)
@@ -351,8 +364,7 @@ def folded(parts: Sequence[StoredChanges], base: bool, owned: range = ALL_SHARES
 def _shares(rows: int, owned: range) -> Iterator[range]:
     """Cut a range of virtual partitions into shares of about `SHARE_ROWS` rows, or of one virtual partition.
 
-    Cuts lie on a grid of powers of two: row groups end where the shares of the merge that wrote them did, and so
-    are seldom read twice by the next one.
+    Cuts lie on a grid of powers of two, as do the ends of row groups, which are shorter: few are read twice.
     """
     width = len(ALL_SHARES)
     while width > 1 and width * rows > SHARE_ROWS * len(owned):

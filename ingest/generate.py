@@ -1,6 +1,5 @@
 """Writing R-MAT streams to files, for demonstrations, tests and benchmarks."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ from pyarrow import csv
 from ingest.formats import KNOWN_FORMATS, file_format
 from ingest.source import IngestError
 from ingest.synthetic import Rmat
+from ingest.whole import written_whole
 
 BATCH_RECORDS: Final = 256 * 1024
 
@@ -46,17 +46,13 @@ def write_rmat(out: Path, scale: int, edges: int, seed: int = 0, deletes: float 
         message = f"cannot write {str(out)!r}: {error}"
         raise IngestError(message) from None
     schema = pa.schema([("src", pa.int64()), ("dst", pa.int64()), *([("op", pa.string())] if deletes > 0 else [])])
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        with (
-            pa.output_stream(str(part), compression=kind.compression) as stream,
-            _writer(stream, kind.kind, schema) as writer,
-        ):
-            for batch in _batches(rmat, schema):
-                writer.write_batch(batch)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        written_whole(out) as part,
+        pa.output_stream(str(part), compression=kind.compression) as stream,
+        _writer(stream, kind.kind, schema) as writer,
+    ):
+        for batch in _batches(rmat, schema):
+            writer.write_batch(batch)
 
 
 def _writer(stream: pa.NativeFile, kind: str, schema: pa.Schema) -> Any:

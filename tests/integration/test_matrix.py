@@ -72,7 +72,7 @@ def sampled() -> list[Any]:
 def test_one_state_hash_per_epoch(partitions, threads, execution, mode, crash, expected, tmp_path, monkeypatch):
     store = str(tmp_path / "store")
     # How rounds are executed is nobody's option: it is chosen by cost, and a test may insist.
-    monkeypatch.setattr(pipeline, "_hints", lambda max_memory: {"execution": execution})
+    monkeypatch.setattr(pipeline, "_hints", lambda *_: {"execution": execution})
     after = PARTITIONS[(PARTITIONS.index(partitions) + 2) % len(PARTITIONS)]
     described = Pipeline(SOURCE, checkpoint=mode, partitions=partitions, threads=threads, **OPTIONS)
     with monkeypatch.context() as patched:

@@ -304,6 +304,17 @@ def test_a_paced_stream_follows_its_schedule_and_not_the_computation(rmat, store
     assert all(row["published_at"] >= row["scheduled_time"] for row in rows)
 
 
+def test_a_run_is_resumed_at_another_rate(rmat, store):
+    described = Pipeline(rmat, rate=5_000.0, **RMAT)
+    run_until(described, store, Interrupt(4))
+    with pytest.raises(ConfigError, match="rate must be above 0"):
+        resume("r", store, rate=0.0)
+    resume("r", store, rate=20_000.0)
+    scheduled = [entry["row"]["scheduled_time"] for entry in runs.open_run("r", store).entries]
+    assert np.diff(scheduled)[-3:] == pytest.approx(np.full(3, RMAT["epoch_edges"] / 20_000), abs=1e-6)
+    assert described.run(run_id="r", store=store)["epoch"] == len(scheduled)
+
+
 # --- bad records --------------------------------------------------------------------------------------------
 
 BAD_LINES = {1_200: "3 x", 1_201: "one two", 4_100: "5", 5_600: "9223372036854775808 1"}

@@ -203,3 +203,21 @@ def test_folding_share_by_share_gives_what_folding_at_once_does(monkeypatch, sha
     assert len(shares) == 1 or max(len(each) for each in shares) < len(whole)
     for index in range(3):
         assert rows_of(decode(data, virtual_range(index, 3))) == rows_of(whole.owned(virtual_range(index, 3)))
+
+
+def test_folding_decompresses_each_row_once(monkeypatch):
+    monkeypatch.setattr(snapshot, "ROW_GROUP_ROWS", 128)
+    monkeypatch.setattr(snapshot, "SHARE_ROWS", 1024)
+    decompressed = []
+    read = pq.ParquetFile.read_row_groups
+
+    def counted(file, groups, **options):
+        decompressed.append(sum(file.metadata.row_group(group).num_rows for group in groups))
+        return read(file, groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    parts = [some_changes(length, seed) for seed, length in enumerate((2000, 900, 500))]
+    stored = [StoredChanges(encode(part, epoch, epoch)) for epoch, part in enumerate(parts, 1)]
+    shares = list(folded(stored, base=False))
+    assert len(shares) > 1
+    assert sum(decompressed) == sum(len(part) for part in parts)

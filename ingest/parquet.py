@@ -94,7 +94,8 @@ def _check_schema(split: ParquetSplit, schema: pa.Schema) -> None:
         named = holds_names(split.names)
         if not _fits(name, kind, named):
             wanted = (_WANTED_TYPES | _WANTED_NAMES if named else _WANTED_TYPES)[name]
-            detail = f"{split.split}: column {name!r} holds {kind}; it must be {wanted}. {_PUT_RIGHT}"
+            hint = "; names are read with --ids string" if _fits(name, kind, named=True) else ""
+            detail = f"{split.split}: column {name!r} holds {kind}; it must be {wanted}{hint}. {_PUT_RIGHT}"
             raise SourceError(split.uri, detail)
 
 

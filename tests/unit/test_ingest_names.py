@@ -223,7 +223,10 @@ def test_parquet_is_entered_at_any_row(tmp_path):
         assert records.src.to_pylist() == [name.encode() for name in names[start:]]
 
 
-@pytest.mark.parametrize(("ids", "wanted"), [("string", "it must be a string"), ("int64", "it must be an integer")])
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [("string", "it must be a string"), ("int64", "it must be an integer; names are read with --ids string")],
+)
 def test_parquet_columns_of_the_other_kind_are_refused(tmp_path, ids, wanted):
     path = tmp_path / "edges.parquet"
     values = pa.array([1]) if ids == "string" else pa.array(["a"])

@@ -95,7 +95,7 @@ def cli() -> None:
     multiple=True,
     required=True,
     metavar="URI",
-    help="File, folder, kafka:// or rmat:// URI.",
+    help="File, folder, watch://, follow://, kafka:// or rmat:// URI.",
 )
 @click.option("--columns", default="src,dst", help="src,dst[,time][,op] in the order of the file.")
 @click.option("--ids", type=click.Choice(IDS), default="int64", help="What src and dst hold: numbers, or names.")
@@ -140,7 +140,7 @@ def cli() -> None:
     "--on-lost-offset",
     type=click.Choice(ON_LOST_OFFSET),
     default="fail",
-    help="What to do where a topic has not kept what comes next.",
+    help="What to do where a source has not kept what comes next, or a file that arrived cannot be read.",
 )
 @click.option(
     "--publish",

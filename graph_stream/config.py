@@ -59,7 +59,7 @@ class RunConfig:
     epoch_seconds : float or None
         Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
     on_lost_offset : {"fail", "skip"}
-        What to do where a topic has not kept what was to be read next.
+        What to do where a source has not kept what was to be read next, or a file that arrived cannot be read.
     settled : mapping
         What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
     publish : tuple of str
@@ -106,7 +106,7 @@ class RunConfig:
     def checked(self) -> RunConfig:
         """Return the configuration with sources made absolute; raises ConfigError."""
         if not self.sources:
-            message = "no source: name at least one file, folder or rmat:// URI"
+            message = "no source: name at least one file, folder or URI"
             raise ConfigError(message)
         if self.checkpoint not in CHECKPOINTS:
             message = f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {self.checkpoint!r}"

@@ -58,9 +58,9 @@ class NamingReader(CuttingReader):
         self._last = False
         warm_up()
 
-    def cut(self, epoch: int, ready: object) -> dict[str, Any]:
+    def cut(self, epoch: int, *ready: object) -> dict[str, Any]:
         """Read the next epoch, as `Reader.cut`; besides, ``names`` is how many there are after it."""
-        cut = super().cut(epoch, ready)
+        cut = super().cut(epoch, *ready)
         self._last = cut["last"]
         if self._last:
             exoflow.context().request_checkpoint()  # in mode none, too, scores are asked for in names

@@ -87,9 +87,10 @@ class Partition:
         self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange, records.times)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
-        self._last = records.last
-        if records.last:
+        # Epochs that were begun behind the last one, before anybody knew that it is, have nothing to add.
+        if records.last and not self._last:
             context.request_checkpoint()
+        self._last = records.last
         return {
             "memory": memory.measured()._asdict(),
             "results": [dataclasses.asdict(result) for result in self._state.results],

@@ -56,8 +56,11 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
     # The first record is read, and a clock starts, when everybody is ready: starting up is no latency.
-    ready = partitions.ready.options(checkpoint="none", query=True).bind() if i == 1 else None
-    cut = reader.cut.bind(i, ready)
+    ready = []
+    if i == 1:
+        ready.append(partitions.ready.options(checkpoint="none", query=True).bind())
+        ready.append(standby.options(checkpoint="none").bind())
+    cut = reader.cut.bind(i, *ready)
     records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
     applied = partitions.apply.options(snapshot=has_delta).bind(records)
@@ -89,6 +92,11 @@ def publish(
     held = [each["memory"] for each in applied]
     row = ledger.epoch_row(summaries, cut, times, held, carry, published_at=time.time())
     return exoflow.stop(row) if cut["last"] else row
+
+
+@exoflow.task(deterministic=True, num_cpus=0)
+def standby() -> None:
+    """Return once there is a process that has loaded what it takes to publish."""
 
 
 class Pipeline:

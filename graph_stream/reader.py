@@ -1,9 +1,9 @@
 """The actor that reads: cuts the sources into epochs ahead of the computation, and hands out their records.
 
-Its state is a position. Cutting moves it on and is a step of its history, which may wait for records as long as
-none come; fetching an epoch's records only reads, from memory if the epoch was just cut, else again from the
-sources, what the cut says was taken of them. Fetches are queries: they run in a thread of their own beside the
-cuts, and with sources of their own.
+Its state is a position, and what is over of the sources that are queues. Cutting moves it on and is a step of its
+history, which may wait for records as long as none come; fetching an epoch's records only reads, from memory if the
+epoch was just cut, else again from the sources, what the cut says was taken of them. Fetches are queries: they run in a
+thread of their own beside the cuts, and with sources of their own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import exoflow
 import ingest
 from graph_stream import quarantine, sources
 from graph_stream.config import RunConfig
+from graph_stream.durable_register import DurableRegister
 from graph_stream.errors import TooManyBadRecords
 from graph_stream.eventtime import NEVER, EventTimes, advanced
-from ingest import EpochBatch, EpochReader, Position
+from ingest import EpochBatch, EpochReader, Position, Queue
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,11 +52,17 @@ class CuttingReader:
         context = exoflow.context()
         self._tell = context.tell
         self._rate = context.hints.get(RATE_HINT, self._config.rate)
+        opened = sources.opened(self._config, self._tell)
         self._reader = EpochReader(
-            sources.opened(self._config, self._tell),
+            opened,
             self._config.epoch_edges,
             epoch_seconds=self._config.epoch_seconds,
         )
+        self._over = {
+            source.uri: DurableRegister(source.register, context.write_blob)
+            for source in opened
+            if isinstance(source, Queue)
+        }
         self._again: EpochReader | None = None
         self._position: Position | None = None
         self._rejected = 0
@@ -63,7 +70,7 @@ class CuttingReader:
         self._ready: dict[int, tuple[EpochBatch | ingest.Records, float, float]] = {}
         self._schedule: _Schedule | None = None
 
-    def cut(self, epoch: int, ready: object) -> dict[str, Any]:
+    def cut(self, epoch: int, *ready: object) -> dict[str, Any]:
         """Read the next epoch; ``ready`` is nothing but a reason to wait before the first one.
 
         Returns
@@ -122,13 +129,17 @@ class CuttingReader:
         return Records(epoch, cut["last"], batch, began, ended - began, scheduled, times)
 
     def capture(self) -> dict[str, Any]:
-        """Return the position after the newest cut, and with event time the watermark there."""
-        return {"position": self._position, "rejected": self._rejected, **self._event_time_state()}
+        """Return the position after the newest cut, what is over of queues, and with event time the watermark there."""
+        over = {uri: register.capture() for uri, register in self._over.items()}
+        state = {"position": self._position, "rejected": self._rejected, **self._event_time_state()}
+        return {**state, "over": over} if over else state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a captured position."""
         self._position, self._rejected = state["position"], state["rejected"]
         self._watermark = state.get("watermark", NEVER)
+        for uri, captured in state.get("over", {}).items():
+            self._over[uri].restore(captured, exoflow.context().read_blob)
 
     def _numbered(self, batch: EpochBatch) -> EpochBatch:
         """Return an epoch that is cut for the first time with the numbers by which the graph knows its vertices."""

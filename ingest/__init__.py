@@ -1,4 +1,4 @@
-"""Sources of edge changes: files, Kafka topics and generators, cut into epochs.
+"""Sources of edge changes: files, also those that keep arriving, Kafka topics and generators, cut into epochs.
 
 It knows nothing of the engine or the graph: it can be used alone. `open_source` names what to read,
 `EpochReader` cuts it into epochs, and both resume from a position to exactly the next record.
@@ -11,7 +11,8 @@ from ingest.kafka import ON_LOST_OFFSET
 from ingest.kafka_group import GroupMirror, group_mirror
 from ingest.names import MAX_NAME_BYTES, Names, as_text, column_of, parts_of
 from ingest.originals import FORMS, Originals, form_of
-from ingest.source import BadRecord, Block, IngestError, Records, Source, SourceError, SplitReader
+from ingest.register import Register
+from ingest.source import BadRecord, Block, IngestError, Queue, Records, Source, SourceError, SplitReader
 from ingest.uri import open_source
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "Names",
     "Originals",
     "Position",
+    "Queue",
     "Records",
+    "Register",
     "Source",
     "SourceError",
     "SplitReader",

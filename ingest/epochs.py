@@ -6,11 +6,14 @@ begins with the rest of that block before the turn passes on, so the sequence of
 on where it is cut: cut by count, their epochs are a function of a position. A live split that has nothing more
 passes its turn on, so its epochs, and those cut by time, depend on when they were read. Whichever it is, the
 epoch's ranges say what was taken of each split, and reading those again gives the same records.
+
+A queue takes part as one split that stands now for this, now for that of its splits. Those that are over leave the
+position: the queue's register, which moves on with it, remembers them.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Final, TypeAlias, cast
@@ -24,6 +27,7 @@ from ingest.source import (
     Int8s,
     JsonValue,
     LiveSource,
+    Queue,
     Records,
     Source,
     SourceError,
@@ -87,7 +91,7 @@ class EpochBatch:
 
 @dataclass(slots=True)
 class _Split:
-    """How far a split has been read."""
+    """How far a split has been read; of a queue, the one that is being read, or "" between two."""
 
     source: str
     split: str
@@ -100,12 +104,16 @@ class _Split:
 
 
 _Name: TypeAlias = tuple[str, str]
+_Visit: TypeAlias = tuple[_Name, str, int]
+"""A place among the splits, the split that was read there, and how many of a queue were over before: a name may
+come again."""
 
 
 @dataclass(slots=True)
 class _Taken:
     """What an epoch has taken of a split so far."""
 
+    name: _Name
     before: JsonValue
     after: JsonValue
     runs: list[Records] = field(default_factory=list)
@@ -115,9 +123,9 @@ class _Taken:
 class EpochReader:
     """Reads epochs from sources, bounded and live ones side by side.
 
-    Exactly as repeatable as its sources: it has no state but the position it is given, and with `epoch_seconds`
-    the clock. Readers of splits are kept open between calls, so that reading on where the last epoch ended opens
-    nothing again.
+    Exactly as repeatable as its sources: it has no state but the position it is given, the registers of its queues,
+    which move on with it, and with `epoch_seconds` the clock. Readers of splits are kept open between calls, so that
+    reading on where the last epoch ended opens nothing again.
 
     Parameters
     ----------
@@ -156,7 +164,10 @@ class EpochReader:
                 raise SourceError(source.uri, "the source is given twice")
             self._sources[source.uri] = source
         self._live = [cast(LiveSource, source) for source in sources if not source.bounded]
-        self._bounded_splits = {source.uri: source.splits() for source in sources if source.bounded}
+        self._queues = {source.uri: source for source in sources if isinstance(source, Queue)}
+        self._bounded_splits = {
+            source.uri: source.splits() for source in sources if source.bounded and source.uri not in self._queues
+        }
         self._epoch_edges = epoch_edges
         self._block_records = block_records
         self._schedule = None if epoch_seconds is None else Schedule(epoch_seconds, clock)
@@ -165,8 +176,8 @@ class EpochReader:
 
     @property
     def repeats(self) -> bool:
-        """Whether cutting again from a position gives the same epochs: no source is live, and no clock is asked."""
-        return not self._live and self._schedule is None
+        """Whether cutting again from a position gives the same epochs: nothing is live, a queue or by the clock."""
+        return not (self._live or self._queues) and self._schedule is None
 
     def start(self) -> Position:
         """Return the position before the first record."""
@@ -185,8 +196,10 @@ class EpochReader:
         SourceError
             A source cannot be read, or its splits are not those of the position. The position stays good.
         """
+        for queue in self._queues.values():
+            queue.rollback()
         splits, turn, taken = self._resume(position)
-        epoch: dict[_Name, _Taken] = {}
+        epoch: dict[_Visit, _Taken] = {}
         n_good = n_bad = idle = 0
         n_open = sum(not split.end for split in splits)
         due = None
@@ -210,7 +223,10 @@ class EpochReader:
                 continue
             split = splits[turn]
             starved = False
-            if not split.end:
+            if not self._find_next(split):
+                n_open -= split.end
+                starved, idle = True, idle + 1
+            elif not split.end:
                 room = min(self._block_records - taken, self._epoch_edges - n_good)
                 block = self._read_split(split, room, epoch)
                 taken += len(block.records)
@@ -223,7 +239,10 @@ class EpochReader:
                 turn, taken = (turn + 1) % len(splits), 0
         if self._schedule is not None:
             self._schedule.next()
-        return self._batch(position, splits, turn, taken, epoch, due)
+        batch = self._batch(position, splits, turn, taken, epoch, due)
+        for queue in self._queues.values():
+            queue.commit()
+        return batch
 
     def reread(self, ranges: Sequence[Range]) -> Records:
         """Read the good records of an epoch again, by what it took of each split.
@@ -267,15 +286,20 @@ class EpochReader:
 
     def _splits(self) -> list[_Name]:
         """Return the splits that are there now, in order."""
-        return [
-            (uri, split)
-            for uri, source in self._sources.items()
-            for split in (self._bounded_splits[uri] if source.bounded else source.splits())
-        ]
+        return [(uri, split) for uri, source in self._sources.items() for split in self._splits_of(source)]
+
+    def _splits_of(self, source: Source) -> list[str]:
+        if source.uri in self._queues:
+            return [""]
+        return self._bounded_splits[source.uri] if source.bounded else source.splits()
+
+    def _place(self, split: _Split) -> _Name:
+        """Return what stays the same of a split while a queue goes on."""
+        return (split.source, "") if split.source in self._queues else split.name
 
     def _resume(self, position: Position) -> tuple[list[_Split], int, int]:
         """Return splits, turn and taken of a position, with the splits that a live source has since got."""
-        then = {split.name: split for split in (_Split(**split) for split in position["splits"])}
+        then = {self._place(split): split for split in (_Split(**split) for split in position["splits"])}
         now = self._splits()
         gone = [*(then.keys() - set(now))]
         new = [name for name in now if name not in then]
@@ -310,6 +334,10 @@ class EpochReader:
         if any(split.position is not None for split in live):  # its last block said that more follows
             return False
         for split in live:
+            if split.source in self._queues:
+                if not self._is_over(split):
+                    return False
+                continue
             with closing(self._sources[split.source].open(split.split, None)) as reader:
                 block = reader.read(1)
             if len(block.records) or block.bad or not block.end:
@@ -317,7 +345,33 @@ class EpochReader:
             split.end = True
         return True
 
-    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Name, _Taken]) -> Block:
+    def _find_next(self, split: _Split) -> bool:
+        """Tell whether there is a split to be read; of a queue between two, look for the next."""
+        if split.end or split.split or split.source not in self._queues:
+            return True
+        queue = self._queues[split.source]
+        found = queue.next()
+        split.end = found is None and queue.bounded
+        split.split = found or ""
+        return found is not None
+
+    def _is_over(self, split: _Split) -> bool:
+        """Tell whether a bounded queue has no more records; it is moved behind splits that hold none."""
+        while self._find_next(split) and not split.end:
+            reader = self._sources[split.source].open(split.split, None)
+            with closing(reader):
+                block = reader.read(1)
+            if len(block.records) or block.bad or not block.end:
+                return False
+            self._finish(split, reader.position)
+        return True
+
+    def _finish(self, split: _Split, position: JsonValue) -> None:
+        """Go on to what follows in a queue."""
+        self._queues[split.source].finish(split.split, position)
+        split.split, split.position, split.end = "", None, False
+
+    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Visit, _Taken]) -> Block:
         """Read on in a split, move it behind what was read, and add that to the epoch."""
         # Out of the cache while it is read: a reader that was stopped half-way must not be found there again.
         kept = self._readers if split.source in self._bounded_splits else self._live_readers
@@ -333,6 +387,7 @@ class EpochReader:
         except BaseException:
             reader.close()
             raise
+        name = split.name
         split.position, split.end = reader.position, block.end
         if block.end:
             reader.close()
@@ -340,11 +395,15 @@ class EpochReader:
             if kept is self._readers and len(kept) == MAX_OPEN_SPLITS:
                 kept.pop(next(iter(kept))).close()
             kept[split.name] = reader
-        if reader.position != before or split.source in self._bounded_splits:
-            taken = epoch.setdefault(split.name, _Taken(before, before))
+        queue = self._queues.get(split.source)
+        if reader.position != before or block.bad or split.source in self._bounded_splits:
+            visit = (self._place(split), name[1], 0 if queue is None else len(queue.register))
+            taken = epoch.setdefault(visit, _Taken(name, before, before))
             taken.after = split.position
             taken.runs.append(block.records)
             taken.bad.extend(block.bad)
+        if queue is not None and block.end:
+            self._finish(split, split.position)
         return block
 
     def _batch(
@@ -353,30 +412,38 @@ class EpochReader:
         splits: list[_Split],
         turn: int,
         taken: int,
-        epoch: dict[_Name, _Taken],
+        epoch: dict[_Visit, _Taken],
         due: float | None,
     ) -> EpochBatch:
         last = self._nothing_left(splits)
-        in_order = [(split, epoch[split.name]) for split in splits if split.name in epoch]
-        runs = [run for _, each in in_order for run in each.runs]
+        order = {self._place(split): number for number, split in enumerate(splits)}
+        in_order = [taken for _, taken in sorted(epoch.items(), key=lambda item: order[item[0][0]])]
+        runs = [run for each in in_order for run in each.runs]
         records = concatenate(runs) if runs else no_records(timed=False)
-        labels = _labels([split.name for split in splits])
+        labels = _labels(dict.fromkeys([split.name for split in splits] + [each.name for each in in_order]))
         return EpochBatch(
             src=records.src,
             dst=records.dst,
             op=records.op,
             time=records.time,
-            bad=[record for _, each in in_order for record in each.bad],
+            bad=[record for each in in_order for record in each.bad],
             begin=begin,
             end=_to_json(splits, turn, taken),
             last=last,
-            offsets={labels[name]: [each.before, each.after] for name, each in epoch.items()},
-            ranges=[[*split.name, each.before, each.after] for split, each in in_order],
+            offsets={labels[each.name]: [_offset(each.before), _offset(each.after)] for each in epoch.values()},
+            ranges=[[*each.name, each.before, each.after] for each in in_order],
             due=due,
         )
 
 
-def _labels(names: list[_Name]) -> dict[_Name, str]:
+def _offset(position: JsonValue) -> JsonValue:
+    """Return what is to be displayed of a position: a queue's says also what it is an offset of."""
+    if isinstance(position, dict):
+        return position["at"]
+    return 0 if position is None else position
+
+
+def _labels(names: Iterable[_Name]) -> dict[_Name, str]:
     """Name splits for display: by their source too where two have the same name."""
     times = Counter(split for _, split in names)
     return {(uri, split): split if times[split] == 1 else f"{uri}#{split}" for uri, split in names}

@@ -5,6 +5,7 @@ file, so a file that stays as it is can be read again from any position. To get 
 is decompressed from its beginning.
 """
 
+import functools
 import glob
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,12 +14,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ingest.formats import KNOWN_FORMATS, FileFormat, file_format
-from ingest.parquet import ParquetSplit, parquet_chunks
+from ingest.content import Content
+from ingest.formats import KNOWN_FORMATS, file_format
 from ingest.reader import ChunkedReader, Chunks
 from ingest.source import JsonValue, SourceError
-from ingest.streams import open_bytes, open_lines
-from ingest.text import CHUNK_BYTES, MAX_LINE_BYTES, TextSplit, header_of, pieces_of_line, text_chunks
+from ingest.text import CHUNK_BYTES, MAX_LINE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,8 @@ class FileSource:
         SourceError
             The file cannot be read.
         """
-        text = self._text(split)
         with self._reading(split, 0):
-            return None if text is None else header_of(text)
+            return self._content(split).header()
 
     def line(self, split: str, offset: int) -> Iterator[bytes]:
         """Yield the line that begins at an offset, without its line feed, in pieces of bounded size.
@@ -105,16 +104,13 @@ class FileSource:
         SourceError
             The file cannot be read, is no text file, or no line begins there (any more).
         """
-        text = self._text(split)
-        if text is None:
-            raise SourceError(self.uri, f"{split!r} has no lines")
-        with self._reading(split, offset), closing(pieces_of_line(text, offset)) as pieces:
+        with self._reading(split, offset), closing(self._content(split).line(offset)) as pieces:
             yield from pieces
 
     def _chunks(self, split: str, position: int) -> Chunks:
         """Yield the chunks of a file; what the system and pyarrow raise comes out as a `SourceError`."""
         try:
-            with closing(self._open(split, position)) as chunks:
+            with closing(self._content(split).chunks(position)) as chunks:
                 for chunk in chunks:
                     yield chunk
                     position = chunk.end(position)
@@ -134,36 +130,14 @@ class FileSource:
             detail = f"{str(self.files[split])!r} cannot be read at position {offset}: {error}"
             raise SourceError(self.uri, detail) from error
 
-    def _open(self, split: str, position: int) -> Chunks:
-        text = self._text(split)
-        if text is not None:
-            return text_chunks(text, position)
-        path, kind = self._file(split)
-        rows = ParquetSplit(self.uri, split, lambda: open_bytes(path, kind), self.names)
-        return parquet_chunks(rows, position)
-
-    def _text(self, split: str) -> TextSplit | None:
-        """Return a file as lines; None where it is Parquet."""
-        path, kind = self._file(split)
-        if kind.kind == ".parquet":
-            return None
-        return TextSplit(
-            self.uri,
-            split,
-            lambda offset: open_lines(path, kind, offset),
-            kind.kind,
-            self.names,
-            self.chunk_bytes,
-            self.max_line_bytes,
-        )
-
-    def _file(self, split: str) -> tuple[Path, FileFormat]:
+    def _content(self, split: str) -> Content:
         path = self.files.get(split)
         if path is None:
             raise SourceError(self.uri, f"{split!r} is not there (any more)")
         kind = file_format(path.name)
         assert kind is not None  # checked when the files were found
-        return path, kind
+        raw = functools.partial(pa.OSFile, str(path))
+        return Content(self.uri, split, raw, kind, self.names, self.chunk_bytes, self.max_line_bytes)
 
 
 def _find_files(path: str) -> dict[str, Path]:

@@ -3,13 +3,17 @@
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Final
+from typing import Final, TypeAlias
 
 from ingest.files import FileSource
+from ingest.follow import FollowSource
 from ingest.formats import INT64, file_format
 from ingest.kafka_uri import KafkaUri
 from ingest.source import BadRecord, SourceError
 from ingest.uri import open_source
+from ingest.watch import WatchSource
+
+_OfFiles: TypeAlias = FileSource | WatchSource | FollowSource
 
 TEXT: Final = (".txt", ".tsv", ".csv")
 JSON: Final = ".jsonl"
@@ -41,7 +45,7 @@ class Originals:
     def __init__(self, columns: str, ids: str = INT64) -> None:
         self._columns = columns
         self._ids = ids
-        self._files: dict[str, FileSource | None] = {}
+        self._files: dict[str, _OfFiles | None] = {}
         self._headers: dict[tuple[str, str], bytes | None] = {}
 
     def header(self, uri: str, split: str) -> bytes | None:
@@ -83,14 +87,14 @@ class Originals:
             yield begin
             yield from pieces
 
-    def _file_source(self, uri: str) -> FileSource | None:
+    def _file_source(self, uri: str) -> _OfFiles | None:
         """Return a source of files; None for any other."""
         if uri not in self._files:
             source = open_source(uri, self._columns, ids=self._ids) if _names_files(uri) else None
-            self._files[uri] = source if isinstance(source, FileSource) else None
+            self._files[uri] = source if isinstance(source, _OfFiles) else None
         return self._files[uri]
 
 
 def _names_files(uri: str) -> bool:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
-    return scheme is None or scheme[1].lower() == "file"
+    return scheme is None or scheme[1].lower() in ("file", "watch", "follow")

@@ -9,12 +9,16 @@ is what lets a run resume after a crash without losing or doubling a record.
 A source is *bounded* when all its splits have an end; a read then waits for its records however long they
 take. Else it is *live*: a split may have nothing yet, and splits may appear while it is read.
 
+Most sources are read split by split in turns. A *queue* is a source whose splits come one after the other and are
+read once each, to their ends: what is over need not be named again, so its position stays small for ever.
+
 Errors::
 
     IngestError
         SourceError(uri, detail)    a source cannot be opened or read: what, where, what to do
 """
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -24,6 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ingest.names import Names
+from ingest.register import Register
 
 MAX_RAW_BYTES = 4 * 1024
 """Bytes kept of a record that could not be parsed: all of nearly any, and an epoch of them fits in memory."""
@@ -235,6 +240,47 @@ class LiveSource(Source, Protocol):
             The source cannot be read and waiting longer will not help.
         """
         ...
+
+
+class Queue(abc.ABC):
+    """A source whose splits come one after the other; it is a `Source`, and where it is not bounded a `LiveSource`.
+
+    Attributes
+    ----------
+    register
+        The splits that are over. Together with a position in the split that is being read it says where the queue
+        stands.
+    """
+
+    def __init__(self) -> None:
+        self.register = Register()
+
+    @property
+    @abc.abstractmethod
+    def bounded(self) -> bool:
+        """Whether the queue has an end."""
+
+    @abc.abstractmethod
+    def next(self) -> str | None:
+        """Return the split to be read next; None where there is none, of a bounded queue: no more.
+
+        Raises
+        ------
+        SourceError
+            It cannot be told.
+        """
+
+    @abc.abstractmethod
+    def finish(self, split: str, position: JsonValue) -> None:
+        """Note that a split is over, and where it ended."""
+
+    def commit(self) -> None:
+        """Let what was finished count."""
+        self.register.commit()
+
+    def rollback(self) -> None:
+        """Forget what was finished since the last `commit`: it will be read again."""
+        self.register.rollback()
 
 
 def concatenate(runs: Sequence[Records]) -> Records:

@@ -2,8 +2,8 @@
 
 import shutil
 import tempfile
-from pathlib import Path
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final, TypeAlias, cast
 
 import pyarrow as pa
 
@@ -13,8 +13,11 @@ CHANGED: Final = "the file has changed since"
 
 _SKIP_BYTES: Final = 1024 * 1024
 
+Raw: TypeAlias = Callable[[], pa.NativeFile]
+"""Opens the bytes of a file as they are stored, from their beginning, as often as one likes."""
 
-def open_bytes(path: Path, kind: FileFormat) -> pa.NativeFile:
+
+def open_bytes(raw: Raw, kind: FileFormat) -> pa.NativeFile:
     """Open a file for random access; a compressed one is unpacked into an unnamed temporary file.
 
     Raises
@@ -23,10 +26,10 @@ def open_bytes(path: Path, kind: FileFormat) -> pa.NativeFile:
         The file cannot be read, or its compressed bytes are damaged or cut short.
     """
     if kind.compression is None:
-        return pa.OSFile(str(path))
+        return raw()
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (closed with what is returned)
     try:
-        with _input_stream(path, kind) as stream:
+        with _input_stream(raw, kind) as stream:
             shutil.copyfileobj(stream, unpacked)
         unpacked.seek(0)
     except BaseException:
@@ -35,7 +38,7 @@ def open_bytes(path: Path, kind: FileFormat) -> pa.NativeFile:
     return pa.PythonFile(unpacked, mode="r")
 
 
-def open_lines(path: Path, kind: FileFormat, offset: int) -> pa.NativeFile:
+def open_lines(raw: Raw, kind: FileFormat, offset: int) -> pa.NativeFile:
     """Open a text file at an offset where a line was seen to begin before.
 
     Raises
@@ -43,7 +46,7 @@ def open_lines(path: Path, kind: FileFormat, offset: int) -> pa.NativeFile:
     OSError
         As `open_bytes`, or no line begins at `offset` (any more).
     """
-    stream = _input_stream(path, kind)
+    stream = _input_stream(raw, kind)
     try:
         if offset > 0:
             _skip(stream, offset - 1, seekable=kind.compression is None)
@@ -60,16 +63,23 @@ def open_lines(path: Path, kind: FileFormat, offset: int) -> pa.NativeFile:
     return stream
 
 
-def _input_stream(path: Path, kind: FileFormat) -> pa.NativeFile:
+def _input_stream(raw: Raw, kind: FileFormat) -> pa.NativeFile:
     """Open the uncompressed bytes of a file.
 
     A compressed file has a header, even one of nothing; pyarrow takes one that lacks it for its end, and so would
     pass over a file that was cut short to no bytes.
     """
-    if kind.compression is not None and path.stat().st_size == 0:
-        message = f"it is empty, which no {kind.compression} file is: it was cut short"
-        raise OSError(message)
-    return pa.input_stream(str(path), compression=kind.compression)
+    stream = raw()
+    if kind.compression is None:
+        return stream
+    try:
+        if stream.size() == 0:
+            message = f"it is empty, which no {kind.compression} file is: it was cut short"
+            raise OSError(message)
+        return pa.CompressedInputStream(stream, kind.compression)
+    except BaseException:
+        stream.close()
+        raise
 
 
 def _skip(stream: pa.NativeFile, n_bytes: int, seekable: bool) -> None:

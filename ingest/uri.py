@@ -6,13 +6,16 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ingest.files import FileSource
+from ingest.follow import FollowSource
 from ingest.formats import INT64, holds_names, parse_columns
 from ingest.kafka import KafkaSource
 from ingest.source import JsonValue, Source, SourceError
 from ingest.synthetic import Rmat, SyntheticSource
+from ingest.watch import WatchSource
 
 SUPPORTED: Final = (
-    "a path (a file, a folder or a glob), file:///PATH, kafka://HOST:PORT/TOPIC[?from=...&until=end] and "
+    "a path (a file, a folder or a glob), file:///PATH, watch:///FOLDER, watch://s3://BUCKET/PREFIX, follow:///PATH, "
+    "kafka://HOST:PORT/TOPIC[?from=...&until=end] and "
     "rmat://?scale=S&edges=N[&seed=K][&deletes=F]"
 )
 
@@ -38,14 +41,16 @@ def open_source(
     Parameters
     ----------
     uri
-        A path or ``file:///PATH`` (a file, or a folder or glob for its files in name order),
+        A path or ``file:///PATH`` (a file, or a folder or glob for its files in name order), ``watch:///FOLDER`` or
+        ``watch://s3://BUCKET/PREFIX`` (files that keep arriving), ``follow:///PATH`` (a text file that grows),
         ``kafka://HOST:PORT/TOPIC`` or ``rmat://?scale=20&edges=5000000&seed=1[&deletes=0.1]``.
     columns
         ``src,dst[,time][,op]`` in the order of the file's columns.
     settled
         What `Source.settle` returned when the run began; None where it begins now.
     on_lost_offset
-        ``fail`` or ``skip``: what to do where a topic has not kept what was to be read next.
+        ``fail`` or ``skip``: what to do where a source has not kept what was to be read next, and with files that
+        cannot be read or are not what they were.
     tell
         Gets lines about what a source waits for or has lost; None logs them as warnings.
     ids
@@ -71,6 +76,10 @@ def open_source(
             return FileSource(uri, _file_path(uri), names)
         case "rmat":
             return _rmat_source(uri, names)
+        case "watch":
+            return WatchSource(uri, names, settled, on_lost_offset, tell)
+        case "follow":
+            return FollowSource(uri, names, settled, on_lost_offset, tell)
         case "kafka":
             return KafkaSource(uri, names, settled, on_lost_offset, tell)
         case other:

@@ -178,7 +178,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pa, "input_stream", refuse)
+    monkeypatch.setattr(pa, "OSFile", refuse)
     with pytest.raises(SourceError, match="Permission denied"):
         read_all(path)
 

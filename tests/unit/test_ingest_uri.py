@@ -15,7 +15,7 @@ from ingest.synthetic import Rmat
         ("ftp://host/edges.txt", "ftp:// is not supported as a source; supported are a path"),
         (
             "S3://bucket/edges.txt",
-            "s3:// is not supported as a source; supported are .* file:///PATH, kafka://.* and rmat://",
+            "s3:// is not supported as a source; supported are .* file:///PATH, .*follow:///PATH, kafka://.* and rmat://",
         ),
         ("file://edges.txt", "a file:// URI needs an absolute path"),
         ("rmat://graph?scale=4&edges=5", "takes its parameters after a question mark"),

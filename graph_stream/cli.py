@@ -28,7 +28,7 @@ from graph_stream.errors import GraphStreamError
 from graph_stream.ledger import EVENT_TIME_COLUMNS
 from graph_stream.memory import parse_size
 from graph_stream.progress import Meter
-from ingest import IDS, ON_LOST_OFFSET, IngestError
+from ingest import IDLE_SECONDS, IDS, ON_LOST_OFFSET, IngestError
 from spark.session import SparkUnavailable
 
 EPOCH_EDGES, MAX_EPOCH_EDGES = 10_000, 1_000_000
@@ -117,9 +117,26 @@ def cli() -> None:
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), default="async", help="When an epoch is durable.")
 @click.option("--checkpoint-every", type=int, default=1, help="Epochs between two deltas of the graph.")
 @click.option(
-    "--epoch-edges", type=int, help="Records of an epoch.  [default: 10000; with --epoch-seconds at most 1000000]"
+    "--epoch-edges", type=int, help="Records of an epoch.  [default: 10000; with epochs by time at most 1000000]"
 )
 @click.option("--epoch-seconds", type=float, help="Epochs close at multiples of so many seconds.  [default: when full]")
+@click.option(
+    "--epoch-event-seconds",
+    type=float,
+    help="Epochs close where event time has passed a multiple of so many seconds in all sources.  [default: none]",
+)
+@click.option(
+    "--idle-seconds",
+    type=float,
+    default=IDLE_SECONDS,
+    help="With --epoch-event-seconds, how long to wait for a live source that is silent.",
+)
+@click.option(
+    "--target-staleness",
+    type=float,
+    metavar="SECONDS",
+    help="Make epochs as large as lets a record be in an answer so soon after it could be read.  [default: none]",
+)
 @click.option("--epochs", type=int, help="Stop after so many epochs.  [default: at the end of the sources]")
 @click.option("--rate", type=float, help="Records per second.  [default: as fast as they can be read]")
 @click.option("--partitions", type=int, default=1, help="Actors that share the graph.")
@@ -158,11 +175,12 @@ def run(run_id: str, store: str, max_memory: int | None, take_over: bool, as_jso
 
     sources = options.pop("sources")
     if options["epoch_edges"] is None:
-        options["epoch_edges"] = EPOCH_EDGES if options["epoch_seconds"] is None else MAX_EPOCH_EDGES
+        by_time = [options[name] for name in ("epoch_seconds", "epoch_event_seconds", "target_staleness")]
+        options["epoch_edges"] = EPOCH_EDGES if by_time == [None] * 3 else MAX_EPOCH_EDGES
     with _running(run_id, store, as_json, max_memory) as meter:
         pipeline = Pipeline(*sources, **options)
         _warn_of_missing_java(pipeline.config)
-        meter.paced = pipeline.config.is_paced
+        meter.follow(pipeline.config)
         exoflow.init(store, log_to_driver=False)
         pipeline.run(
             run_id=run_id,
@@ -198,7 +216,7 @@ def resume(
         config = pipeline.recorded_config(run_id, store)
         if config is not None:
             _warn_of_missing_java(config)
-            meter.paced = config.is_paced or rate is not None
+            meter.follow(config if rate is None else config.with_rate(rate))
         exoflow.init(store, log_to_driver=False)
         pipeline.resume(
             run_id,
@@ -237,6 +255,7 @@ def epochs(run_id: str, store: str, as_json: bool) -> None:
                 "commit_latency_ms": commit_latency,
                 "bytes": entry["bytes"],
                 "offsets": row["offsets"],
+                **runs.staleness_ms(opened.config.checkpoint, entry),
                 **{name: row[name] for name in EVENT_TIME_COLUMNS if name in row},
             }
             click.echo(json.dumps(shown))

@@ -13,7 +13,7 @@ from graph_stream.errors import ConfigError
 from graph_stream.eventtime import EventTime
 from graph_stream.personalization import NamedWeights, read_named_weights, read_weights, sha256_of
 from graph_stream.targets import Target, absolute
-from ingest import IDS, ON_LOST_OFFSET
+from ingest import IDLE_SECONDS, IDS, ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
 MIN_EPOCH_SECONDS = 0.01
@@ -58,6 +58,14 @@ class RunConfig:
         of them is enough for event time, which needs the column ``time``.
     epoch_seconds : float or None
         Epochs close at multiples of so many seconds, unless they are full before; None: only when full.
+    epoch_event_seconds : float or None
+        Epochs close where event time has passed a multiple of so many seconds in every source and split; None: whatever
+        the records say. Needs the column ``time``.
+    idle_seconds : float
+        With ``epoch_event_seconds``, after how many seconds a silent live split is not waited for.
+    target_staleness : float or None
+        Seconds within which a record shall be in an answer, from when it could be read: epochs are as large as that
+        allows, ``epoch_edges`` at most. None: whenever its epoch is full.
     on_lost_offset : {"fail", "skip"}
         What to do where a source has not kept what was to be read next, or a file that arrived cannot be read.
     settled : mapping
@@ -94,6 +102,9 @@ class RunConfig:
     window: float | None = None
     allowed_lateness: float | None = None
     epoch_seconds: float | None = None
+    epoch_event_seconds: float | None = None
+    idle_seconds: float = IDLE_SECONDS
+    target_staleness: float | None = None
     on_lost_offset: str = "fail"
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     publish: tuple[str, ...] = ()
@@ -117,9 +128,15 @@ class RunConfig:
                 message = f"{name.replace('_', '-')} must be at least {least}, got {value}"
                 raise ConfigError(message)
         self._check_rate()
-        if self.epoch_seconds is not None and not MIN_EPOCH_SECONDS <= self.epoch_seconds < math.inf:
-            message = f"epoch-seconds must be at least {MIN_EPOCH_SECONDS}, got {self.epoch_seconds}"
+        for name in ("epoch_seconds", "epoch_event_seconds", "target_staleness"):
+            seconds = getattr(self, name)
+            if seconds is not None and not MIN_EPOCH_SECONDS <= seconds < math.inf:
+                message = f"{name.replace('_', '-')} must be at least {MIN_EPOCH_SECONDS}, got {seconds}"
+                raise ConfigError(message)
+        if self.epoch_seconds is not None and self.target_staleness is not None:
+            message = "--target-staleness and --epoch-seconds both say when epochs close: give one of them"
             raise ConfigError(message)
+        self._check_event_seconds()
         if self.on_lost_offset not in ON_LOST_OFFSET:
             message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
             raise ConfigError(message)
@@ -129,7 +146,7 @@ class RunConfig:
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
             raise ConfigError(message)
-        if self.has_event_time and "time" not in (name.strip() for name in self.columns.split(",")):
+        if self.has_event_time and not self._has_time_column:
             message = f"--window and --allowed-lateness need a time column: --columns has {self.columns}"
             raise ConfigError(message)
         if not self.algorithm or len(set(self.algorithm)) < len(self.algorithm):
@@ -178,7 +195,8 @@ class RunConfig:
     @property
     def is_paced(self) -> bool:
         """Whether epochs close by a schedule."""
-        return self.rate is not None or self.epoch_seconds is not None
+        # With a target of staleness it is records that keep to the rate, not epochs.
+        return (self.rate is not None and self.target_staleness is None) or self.epoch_seconds is not None
 
     @property
     def has_names(self) -> bool:
@@ -189,6 +207,23 @@ class RunConfig:
     def has_event_time(self) -> bool:
         """Whether records count by their times."""
         return self.window is not None or self.allowed_lateness is not None
+
+    @property
+    def _has_time_column(self) -> bool:
+        return "time" in (name.strip() for name in self.columns.split(","))
+
+    def _check_event_seconds(self) -> None:
+        if self.epoch_event_seconds is None:
+            if self.idle_seconds != IDLE_SECONDS:
+                message = "--idle-seconds says when --epoch-event-seconds does not wait: give both"
+                raise ConfigError(message)
+            return
+        if not self._has_time_column:
+            message = f"--epoch-event-seconds needs a time column: --columns has {self.columns}"
+            raise ConfigError(message)
+        if not 0 <= self.idle_seconds < math.inf:
+            message = f"idle-seconds must be at least 0, got {self.idle_seconds}"
+            raise ConfigError(message)
 
     def with_rate(self, rate: float) -> RunConfig:
         """Return the options at another pace; raises ConfigError."""
@@ -202,6 +237,9 @@ class RunConfig:
             raise ConfigError(message)
         if self.epoch_seconds is not None and self.rate is not None:
             message = "--rate and --epoch-seconds are two schedules: give one of them"
+            raise ConfigError(message)
+        if self.epoch_event_seconds is not None and self.rate is not None and self.target_staleness is None:
+            message = "--rate schedules full epochs: it goes with --epoch-event-seconds only by --target-staleness"
             raise ConfigError(message)
 
     def targets(self) -> tuple[Target, ...]:
@@ -273,6 +311,9 @@ _NEWER: dict[str, Any] = {
     "window": None,
     "allowed_lateness": None,
     "epoch_seconds": None,
+    "epoch_event_seconds": None,
+    "idle_seconds": IDLE_SECONDS,
+    "target_staleness": None,
     "on_lost_offset": "fail",
     "settled": {},
     "publish": [],

@@ -1,7 +1,8 @@
 """Event time: when things happened, as their records say, and how much of it an epoch still has to do with.
 
 Times are int64 microseconds since 1970 (UTC). The *watermark* of an epoch is the greatest time of all records in
-the epochs before it: recorded with the epoch, so that nothing here ever asks a clock. Two bounds follow from it:
+the epochs before it, or where epochs are cut by event time what every split has reached (`ingest.intervals`):
+recorded with the epoch, so that nothing here ever asks a clock. Two bounds follow from it:
 records and tombstones older than the *horizon* no longer count, edges older than the *expiry* are gone
 (docs/design/0009 proves that nothing is lost by forgetting them).
 """
@@ -141,6 +142,11 @@ def advanced(watermark: int, seconds: npt.NDArray[np.float64] | None) -> int:
     if seconds is None or not len(seconds):
         return watermark
     return max(watermark, int(microseconds(seconds.max(keepdims=True))[0]))
+
+
+def raised(watermark: int, seconds: float | None) -> int:
+    """Return the watermark raised to a time, None being none: it never falls."""
+    return advanced(watermark, None if seconds is None else np.array([seconds]))
 
 
 def in_seconds(watermark: int) -> float | None:

@@ -76,9 +76,16 @@ def epoch_row(
         "peak_memory_bytes": sum(each["peak"] for each in held),
         "offsets": cut["offsets"],
         **{name: cut[name] for name in ("quarantine", "names") if name in cut},
+        **_staleness_of(cut, published_at),
         **several,
         **_event_time_of(summary),
     }
+
+
+def _staleness_of(cut: Mapping[str, Any], published_at: float) -> dict[str, float]:
+    """Return how long the epoch's oldest record has waited for its answer, where there is a target for that."""
+    since = cut.get("since")
+    return {} if since is None else {"staleness_ms": (published_at - since) * 1e3}
 
 
 def _event_time_of(summary: Summary) -> dict[str, Any]:

@@ -7,6 +7,7 @@ One epoch is one iteration::
     apply    the partitions bring the ranking up to date             (their state: the graph; a delta each)
     publish  the epoch's answer: state hash, certificate, counts     (the carry of the loop)
     batch    every so many epochs: the exact answer, beside the stream
+    answered with a target of staleness: the reader learns when the answer was out (a query)
     sink_1   what the epoch changed, published, behind the stream and in order; one for each ``--publish``
 
 ``cut`` and ``apply`` are chained by their actors, not by the carry, so the reader runs ahead of the
@@ -72,6 +73,8 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     if options.batch_every is not None and i % options.batch_every == 0:
         batches = offline.Batches.options(name="batches").bind(options.threads)
         published.also(batches.compute.options(name="batch").bind(config, i, *states))
+    if options.target_staleness is not None:
+        published.also(reader.answered.options(checkpoint="none", query=True).bind(published))
     published.also(*publishing.branches(options, i, published, states))
     return published
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from graph_stream import memory
+from graph_stream.config import RunConfig
 
 _SECONDS_BETWEEN_LINES = 0.2
 _SECONDS_BETWEEN_WARNINGS = 30.0
@@ -27,14 +28,11 @@ class Meter:
     max_memory : int, optional
         The run's limit in bytes, to be shown beside what it uses.
 
-    Attributes
-    ----------
-    paced : bool
-        Whether epochs close by a schedule, so that one can be behind it.
     """
 
     def __init__(self, stream: TextIO, max_memory: int | None = None) -> None:
-        self.paced = False
+        self._paced = False
+        self._target_staleness: float | None = None
         self._max_memory = max_memory
         self._behind_since: float | None = None
         self._told_behind_at = -math.inf
@@ -45,14 +43,18 @@ class Meter:
         self._began: float | None = None
         self._ended = 0.0
 
+    def follow(self, config: RunConfig) -> None:
+        """Learn what the run has promised to keep to: a schedule, so that an epoch can be behind it, or a target."""
+        self._paced, self._target_staleness = config.is_paced, config.target_staleness
+
     def published(self, row: Mapping[str, Any]) -> None:
         """Take in the row of a published epoch."""
         self._records += row["records"]
         self._began = min(self._began or row["read_started"], row["read_started"])
         self._ended = max(self._ended, row["published_at"])
         now = time.monotonic()
-        behind = row["wait_ms"] / 1e3 if self.paced else 0.0
-        if behind < BEHIND_SECONDS:
+        behind = self._behind(row)
+        if not behind:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = now
@@ -60,12 +62,20 @@ class Meter:
             now - self._behind_since >= SECONDS_TO_CATCH_UP and now - self._told_behind_at >= _SECONDS_BETWEEN_WARNINGS
         ):
             self._told_behind_at = now
-            self.tell(
-                f"epoch {row['epoch']} began {behind:.1f} s behind its schedule: the source waits, nothing is dropped"
-            )
+            self.tell(f"epoch {row['epoch']} {behind}: the source waits, nothing is dropped")
         if self._shows and now - self._shown_at >= _SECONDS_BETWEEN_LINES:
             self._shown_at = now
             self._show(row)
+
+    def _behind(self, row: Mapping[str, Any]) -> str:
+        """Return in what way an epoch has not kept to what the run has promised; empty where it has."""
+        if self._target_staleness is not None and "staleness_ms" in row:
+            staleness = row["staleness_ms"] / 1e3
+            if staleness > self._target_staleness:
+                return f"was answered {staleness:.1f} s after its first record could be read"
+        elif self._paced and row["wait_ms"] >= BEHIND_SECONDS * 1e3:
+            return f"began {row['wait_ms'] / 1e3:.1f} s behind its schedule"
+        return ""
 
     def tell(self, text: str) -> None:
         """Write a line of its own, also where no progress is shown."""
@@ -90,7 +100,9 @@ class Meter:
             f"epoch {row['epoch']}  {row['total_records']:,} edges  {self.rates()['edges_per_second']:,.0f}/s  "
             f"latency {latency_ms:.1f} ms  error bound {row['error_bound']:.1e}"
         )
-        if self.paced and row["wait_ms"] >= BEHIND_SECONDS * 1e3:
+        if "staleness_ms" in row:
+            line += f"  {row['staleness_ms']:,.0f} ms stale"
+        elif self._paced and row["wait_ms"] >= BEHIND_SECONDS * 1e3:
             line += f"  {row['wait_ms'] / 1e3:.1f} s behind"
         if row.get("late"):
             line += f"  {row['late']:,} late"

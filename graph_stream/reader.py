@@ -18,8 +18,9 @@ from graph_stream import quarantine, sources
 from graph_stream.config import RunConfig
 from graph_stream.durable_register import DurableRegister
 from graph_stream.errors import TooManyBadRecords
-from graph_stream.eventtime import NEVER, EventTimes, advanced
-from ingest import EpochBatch, EpochReader, Position, Queue
+from graph_stream.eventtime import NEVER, EventTimes, advanced, raised
+from graph_stream.pacing import Pacing
+from ingest import EpochBatch, EpochReader, Position, Queue, Tap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,12 +52,18 @@ class CuttingReader:
         self._config = RunConfig.from_json(config)
         context = exoflow.context()
         self._tell = context.tell
-        self._rate = context.hints.get(RATE_HINT, self._config.rate)
+        self._rate: float | None = context.hints.get(RATE_HINT, self._config.rate)
+        target = self._config.target_staleness
+        self._pacing = None if target is None else Pacing(target, time.time)
         opened = sources.opened(self._config, self._tell)
         self._reader = EpochReader(
             opened,
             self._config.epoch_edges,
             epoch_seconds=self._config.epoch_seconds,
+            event_seconds=self._config.epoch_event_seconds,
+            idle_seconds=self._config.idle_seconds,
+            closing=self._pacing,
+            tap=None if self._pacing is None or self._rate is None else Tap(self._rate),
         )
         self._over = {
             source.uri: DurableRegister(source.register, context.write_blob)
@@ -79,7 +86,7 @@ class CuttingReader:
             JSON-able: what the epoch takes of each split, how many records it has and was refused, whether it
             is the last, when its schedule closed it (None where that did not), and its offsets for display; with
             bad records the name of the object that holds them; with event time its watermark, which is what the
-            epochs before it amount to.
+            epochs before it amount to; with a target of staleness, since when its oldest record could be read.
 
         Raises
         ------
@@ -92,12 +99,19 @@ class CuttingReader:
         batch = self._numbered(self._reader.read(self._reader.start() if self._position is None else self._position))
         # Behind the cut nobody needs the bad records: they do not travel with the good ones.
         self._ready[epoch] = (dataclasses.replace(batch, bad=[]), began, time.time())
+        since = {}
+        if self._pacing is not None:
+            self._pacing.closed(epoch, len(batch.src) + len(batch.bad))
+            since = {"since": batch.since}
         self._position = batch.end
         self._rejected += len(batch.bad)
         kept = _put_into_quarantine(epoch, batch) if batch.bad else {}
         self._refuse_too_many(epoch, batch)
         watermark = self._event_time_state()
-        self._watermark = advanced(self._watermark, batch.time)
+        if self._config.epoch_event_seconds is None:
+            self._watermark = advanced(self._watermark, batch.time)
+        else:
+            self._watermark = raised(self._watermark, batch.watermark)
         return {
             "ranges": batch.ranges,
             "due": batch.due,
@@ -105,9 +119,17 @@ class CuttingReader:
             "rejected": len(batch.bad),
             "last": batch.last or epoch == self._config.epochs,
             "offsets": batch.offsets,
+            **since,
             **kept,
             **watermark,
         }
+
+    def answered(self, row: dict[str, Any]) -> None:
+        """Learn when an epoch has been answered: so large the next ones may be."""
+        if self._pacing is not None:
+            # In sync an answer is out when it is committed, which is when this is called.
+            in_sync = self._config.checkpoint == "sync"
+            self._pacing.answered(row["epoch"], time.time() if in_sync else row["published_at"])
 
     def fetch(self, epoch: int, cut: dict[str, Any]) -> Records:
         """Return an epoch's records, at its scheduled time if the run is paced."""
@@ -119,7 +141,7 @@ class CuttingReader:
             ready = (self._known(sources.records_of(self._again, cut), epoch, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
-        if self._rate is not None:
+        if self._rate is not None and self._pacing is None:
             if self._schedule is None:
                 self._schedule = _Schedule(self._rate, self._config.epoch_edges, epoch, time.time())
             scheduled = self._schedule.close_of(epoch, cut["records"])

@@ -445,6 +445,16 @@ def latencies_ms(checkpoint: str, entry: dict[str, Any]) -> tuple[float, float |
     return latency, None if committed_at is None else (committed_at - row["scheduled_time"]) * 1e3
 
 
+def staleness_ms(checkpoint: str, entry: dict[str, Any]) -> dict[str, float]:
+    """Return how stale an epoch's answer was, of a run with a target for that; counted as `latencies_ms` does."""
+    row = entry["row"]
+    if "staleness_ms" not in row:
+        return {}
+    latency, _ = latencies_ms(checkpoint, entry)
+    waited_ms = (row["scheduled_time"] - row["published_at"]) * 1e3 + row["staleness_ms"]
+    return {"staleness_ms": waited_ms + latency}
+
+
 def summary(run: Run) -> dict[str, Any]:
     """Return the object that ``--json`` prints for a run: totals and latencies over all its epochs."""
     epochs = report_of(run).epochs

@@ -7,16 +7,19 @@ It knows nothing of the engine or the graph: it can be used alone. `open_source`
 from ingest.epochs import EpochBatch, EpochReader, Position
 from ingest.formats import IDS
 from ingest.generate import write_rmat
+from ingest.intervals import IDLE_SECONDS
 from ingest.kafka import ON_LOST_OFFSET
 from ingest.kafka_group import GroupMirror, group_mirror
 from ingest.names import MAX_NAME_BYTES, Names, as_text, column_of, parts_of
 from ingest.originals import FORMS, Originals, form_of
 from ingest.register import Register
+from ingest.schedule import Tap
 from ingest.source import BadRecord, Block, IngestError, Queue, Records, Source, SourceError, SplitReader
 from ingest.uri import open_source
 
 __all__ = [
     "FORMS",
+    "IDLE_SECONDS",
     "IDS",
     "MAX_NAME_BYTES",
     "ON_LOST_OFFSET",
@@ -35,6 +38,7 @@ __all__ = [
     "Source",
     "SourceError",
     "SplitReader",
+    "Tap",
     "as_text",
     "column_of",
     "form_of",

@@ -15,10 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, TypeAlias, cast
 
-from ingest.schedule import Schedule
+from ingest.intervals import IDLE_SECONDS, Intervals
+from ingest.schedule import Closing, Schedule, Tap
 from ingest.source import (
     BadRecord,
     Block,
@@ -44,7 +45,8 @@ WAIT_SECONDS: Final = 0.2
 
 Position: TypeAlias = dict[str, JsonValue]
 """Where an epoch begins or ends, as JSON: ``splits`` (source, split, position and end of each, in order),
-``turn`` (the split whose turn it is) and ``taken`` (the good records of its block that are taken already)."""
+``turn`` (the split whose turn it is) and ``taken`` (the good records of its block that are taken already); cut by
+event time, the ``interval`` and with each split what it has ``reached``."""
 
 Range: TypeAlias = list[JsonValue]
 """What an epoch took of a split, as JSON: source, split, and the positions before and after."""
@@ -74,6 +76,12 @@ class EpochBatch:
         Unix seconds at which the schedule closed the epoch; None where it was full before, or there is none.
     offsets
         For each split that was read, the positions in it before and after, for display.
+    since
+        Unix seconds from which on the first of its records could have been read, or earlier where that is not known:
+        when nothing was left to be read; None where it has none.
+    watermark
+        Cut by event time: where the interval begins, in Unix seconds, in which the next epoch lies; None where there is
+        none yet. All splits that are waited for have come so far.
     """
 
     src: Ids
@@ -87,6 +95,8 @@ class EpochBatch:
     offsets: dict[str, list[JsonValue]]
     ranges: list[Range]
     due: float | None = None
+    since: float | None = None
+    watermark: float | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +107,8 @@ class _Split:
     split: str
     position: JsonValue | None = None
     end: bool = False
+    reached: float | None = None
+    """Cut by event time, the greatest time of its records so far, the next one included where it is known."""
 
     @property
     def name(self) -> "_Name":
@@ -140,6 +152,14 @@ class EpochReader:
         Epochs also close at multiples of so many seconds, unless they are empty; None: only when they are full.
     clock
         Returns Unix seconds.
+    event_seconds
+        Epochs also close at multiples of so many seconds of event time; see `ingest.intervals`.
+    idle_seconds
+        A live split that has been silent for so long does not keep these open.
+    closing
+        Decides instead of `epoch_seconds` when else an epoch closes.
+    tap
+        Lets records through to be read.
 
     Raises
     ------
@@ -154,6 +174,10 @@ class EpochReader:
         block_records: int = BLOCK_RECORDS,
         epoch_seconds: float | None = None,
         clock: Callable[[], float] = time.time,
+        event_seconds: float | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+        closing: Closing | None = None,
+        tap: Tap | None = None,
     ) -> None:
         if min(epoch_edges, block_records) < 1:
             message = f"an epoch or a block of {min(epoch_edges, block_records)} records; it must be at least 1"
@@ -170,14 +194,18 @@ class EpochReader:
         }
         self._epoch_edges = epoch_edges
         self._block_records = block_records
-        self._schedule = None if epoch_seconds is None else Schedule(epoch_seconds, clock)
+        self._closing = closing if epoch_seconds is None else Schedule(epoch_seconds, clock)
+        self._tap = tap
+        self._intervals = None if event_seconds is None else Intervals(event_seconds, idle_seconds)
+        self._clock = clock
+        self._nothing_left_at: float | None = None  # when it last was so
         self._readers: dict[_Name, SplitReader] = {}  # of bounded sources, least recently read first
         self._live_readers: dict[_Name, SplitReader] = {}  # those of a source share a connection
 
     @property
     def repeats(self) -> bool:
         """Whether cutting again from a position gives the same epochs: nothing is live, a queue or by the clock."""
-        return not (self._live or self._queues) and self._schedule is None
+        return not (self._live or self._queues) and self._closing is None
 
     def start(self) -> Position:
         """Return the position before the first record."""
@@ -202,47 +230,81 @@ class EpochReader:
         epoch: dict[_Visit, _Taken] = {}
         n_good = n_bad = idle = 0
         n_open = sum(not split.end for split in splits)
-        due = None
-        if self._schedule is not None:
-            self._schedule.begin()
+        due = since = None
+        interval: int | None = position.get("interval")
+        if self._nothing_left_at is None:
+            self._nothing_left_at = self._clock()
+        if self._closing is not None:
+            self._closing.begin()
         while n_good < self._epoch_edges and n_bad < MAX_BAD_PER_EPOCH:
             if not n_open and not self._live:
                 break
-            nothing_waits = idle >= n_open
-            if self._schedule is not None and self._schedule.is_over(idle=nothing_waits):
+            is_shut = self._tap is not None and not self._tap.room
+            nothing_waits = is_shut or idle >= n_open
+            if nothing_waits and not is_shut and not self._any_held(splits, interval):
+                self._nothing_left_at = self._clock()
+            if self._closing is not None and self._closing.is_over(
+                idle=nothing_waits, records=n_good + n_bad, since=since
+            ):
                 if n_good or n_bad:
-                    due = self._schedule.due
+                    due = self._closing.due
                     break
                 if nothing_waits:
-                    self._schedule.next()
+                    self._closing.next()
+            if is_shut:
+                self._wait_for_tap()
+                continue
+            if nothing_waits and self._intervals is not None:
+                places = {self._place(split): split for split in splits}
+                if self._intervals.is_over(interval, places):
+                    interval, idle = self._intervals.after(interval, splits), 0
+                    if n_good or n_bad:
+                        break
+                    continue
+                if (n_good or n_bad) and self._intervals.all_idle(places):
+                    break
             if nothing_waits:
-                self._wait()
+                self._wait(splits, interval)
                 splits, turn, taken = self._resume(_to_json(splits, turn, taken))
                 n_open = sum(not split.end for split in splits)
                 idle = 0
                 continue
             split = splits[turn]
             starved = False
-            if not self._find_next(split):
+            if self._intervals is not None and self._intervals.is_held(split, interval):
+                starved = True
+                idle += not split.end
+            elif not self._find_next(split):
                 n_open -= split.end
                 starved, idle = True, idle + 1
             elif not split.end:
                 room = min(self._block_records - taken, self._epoch_edges - n_good)
-                block = self._read_split(split, room, epoch)
+                readable_at = self._nothing_left_at
+                if self._tap is not None:
+                    room, readable_at = min(room, self._tap.room), self._tap.since
+                block = self._read_split(split, room, epoch, interval)
+                if self._tap is not None:
+                    self._tap.took(len(block.records))
+                if len(block.records) or block.bad:
+                    if block.since is not None:
+                        readable_at = min(block.since, self._clock())  # clocks of others may be ahead
+                    since = readable_at if since is None else min(since, readable_at)
                 taken += len(block.records)
                 n_good += len(block.records)
                 n_bad += len(block.bad)
                 n_open -= split.end
-                starved = not self._sources[split.source].bounded and len(block.records) < room
+                starved = block.head is not None or not (
+                    self._sources[split.source].bounded or len(block.records) == room
+                )
                 idle = 0 if len(block.records) or block.bad or block.end else idle + 1
             if split.end or starved or taken == self._block_records:
                 turn, taken = (turn + 1) % len(splits), 0
-        if self._schedule is not None:
-            self._schedule.next()
-        batch = self._batch(position, splits, turn, taken, epoch, due)
+        if self._closing is not None:
+            self._closing.next()
+        batch = self._batch(position, splits, turn, taken, epoch, interval)
         for queue in self._queues.values():
             queue.commit()
-        return batch
+        return replace(batch, due=due, since=since)
 
     def reread(self, ranges: Sequence[Range]) -> Records:
         """Read the good records of an epoch again, by what it took of each split.
@@ -319,12 +381,24 @@ class EpochReader:
             turn = now.index(list(then)[turn])
         return splits, turn, position["taken"]
 
-    def _wait(self) -> None:
+    def _wait(self, splits: list[_Split], interval: int | None) -> None:
         """Wait until a live source may have something, or for a moment."""
+        began = self._clock()
         seconds = WAIT_SECONDS / len(self._live)
         for source in self._live:
-            left = seconds if self._schedule is None else min(seconds, self._schedule.seconds_left)
+            left = seconds if self._closing is None else min(seconds, self._closing.seconds_left)
             source.wait(left)
+        if self._intervals is not None:
+            waited_for = [split for split in splits if not split.end and not self._intervals.is_held(split, interval)]
+            self._intervals.listened(map(self._place, waited_for), max(0.0, self._clock() - began))
+
+    def _any_held(self, splits: list[_Split], interval: int | None) -> bool:
+        return self._intervals is not None and any(self._intervals.is_held(split, interval) for split in splits)
+
+    def _wait_for_tap(self) -> None:
+        assert self._tap is not None
+        left = WAIT_SECONDS if self._closing is None else min(WAIT_SECONDS, self._closing.seconds_left)
+        self._tap.wait(left)
 
     def _nothing_left(self, splits: list[_Split]) -> bool:
         """Tell whether every split is exhausted; one that was never read may be empty, so look into it."""
@@ -371,7 +445,7 @@ class EpochReader:
         self._queues[split.source].finish(split.split, position)
         split.split, split.position, split.end = "", None, False
 
-    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Visit, _Taken]) -> Block:
+    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Visit, _Taken], interval: int | None) -> Block:
         """Read on in a split, move it behind what was read, and add that to the epoch."""
         # Out of the cache while it is read: a reader that was stopped half-way must not be found there again.
         kept = self._readers if split.source in self._bounded_splits else self._live_readers
@@ -383,7 +457,11 @@ class EpochReader:
             reader = self._sources[split.source].open(split.split, split.position)
         before = reader.position
         try:
-            block = reader.read(max_records)
+            if self._intervals is None:
+                block = reader.read(max_records)
+            else:
+                block = reader.read(max_records, self._intervals.end_of(interval))
+                self._follow(split, block)
         except BaseException:
             reader.close()
             raise
@@ -396,7 +474,8 @@ class EpochReader:
                 kept.pop(next(iter(kept))).close()
             kept[split.name] = reader
         queue = self._queues.get(split.source)
-        if reader.position != before or block.bad or split.source in self._bounded_splits:
+        looked_into = split.source in self._bounded_splits and block.head is None
+        if reader.position != before or block.bad or looked_into:
             visit = (self._place(split), name[1], 0 if queue is None else len(queue.register))
             taken = epoch.setdefault(visit, _Taken(name, before, before))
             taken.after = split.position
@@ -406,6 +485,19 @@ class EpochReader:
             self._finish(split, split.position)
         return block
 
+    def _follow(self, split: _Split, block: Block) -> None:
+        """Note how far a split has come in event time."""
+        assert self._intervals is not None
+        if len(block.records) or block.bad or block.end or block.head is not None:
+            self._intervals.heard(self._place(split))
+        shown = [] if block.head is None else [block.head]
+        if len(block.records):
+            if block.records.time is None:
+                raise SourceError(split.source, f"{split.split!r} has records without a time, by which epochs are cut")
+            shown.append(float(block.records.time.max()))
+        if shown:
+            split.reached = max(shown) if split.reached is None else max(*shown, split.reached)
+
     def _batch(
         self,
         begin: Position,
@@ -413,7 +505,7 @@ class EpochReader:
         turn: int,
         taken: int,
         epoch: dict[_Visit, _Taken],
-        due: float | None,
+        interval: int | None,
     ) -> EpochBatch:
         last = self._nothing_left(splits)
         order = {self._place(split): number for number, split in enumerate(splits)}
@@ -428,11 +520,11 @@ class EpochReader:
             time=records.time,
             bad=[record for each in in_order for record in each.bad],
             begin=begin,
-            end=_to_json(splits, turn, taken),
+            end=_to_json(splits, turn, taken, interval),
             last=last,
             offsets={labels[each.name]: [_offset(each.before), _offset(each.after)] for each in epoch.values()},
             ranges=[[*each.name, each.before, each.after] for each in in_order],
-            due=due,
+            watermark=None if self._intervals is None or interval is None else self._intervals.begin_of(interval),
         )
 
 
@@ -449,5 +541,10 @@ def _labels(names: Iterable[_Name]) -> dict[_Name, str]:
     return {(uri, split): split if times[split] == 1 else f"{uri}#{split}" for uri, split in names}
 
 
-def _to_json(splits: list[_Split], turn: int, taken: int) -> Position:
-    return {"splits": [asdict(split) for split in splits], "turn": turn, "taken": taken}
+def _to_json(splits: list[_Split], turn: int, taken: int, interval: int | None = None) -> Position:
+    shown = [asdict(split) for split in splits]
+    for each in shown:
+        if each["reached"] is None:
+            del each["reached"]
+    position: Position = {"splits": shown, "turn": turn, "taken": taken}
+    return position if interval is None else {**position, "interval": interval}

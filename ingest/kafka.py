@@ -15,6 +15,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -141,8 +142,9 @@ class KafkaSource:
                     yield self._skip(split, feed)
                 elif feed.values or feed.reached > offset:
                     offset = feed.reached
+                    since = feed.since
                     values, offsets = self._connection.take(feed)
-                    yield parser.chunk(values, np.array(offsets, np.int64), offset)
+                    yield replace(parser.chunk(values, np.array(offsets, np.int64), offset), since=since)
                 elif not self._connection.poll(0.0) and not feed.reached > offset:
                     if until is None:
                         yield None
@@ -179,6 +181,8 @@ class _Feed:
         The messages: what each holds, and where it is.
     reached
         The offset up to which the partition is known: messages, and gaps that transactions and compaction leave.
+    since
+        Unix seconds of the first of the messages; None where it has no timestamp.
     lost
         The offset that was wanted and the earliest that is left, where the partition has not kept it.
     """
@@ -188,6 +192,7 @@ class _Feed:
         self.values: list[bytes | None] = []
         self.offsets: list[int] = []
         self.reached = offset
+        self.since: float | None = None
         self.lost: tuple[int, int] | None = None
 
 
@@ -300,6 +305,8 @@ class _Connection:
             return False
         for partition, messages in found.items():
             feed = self._feeds[partition]  # what is not assigned is not returned
+            if not feed.values:
+                feed.since = messages[0].timestamp / 1000 if messages[0].timestamp > 0 else None
             feed.values.extend([message.value for message in messages])
             feed.offsets.extend([message.offset for message in messages])
             feed.reached = messages[-1].offset + 1

@@ -1,5 +1,6 @@
 """Positions that say what they are offsets of, so that another file under the same name is never taken for it."""
 
+import math
 from collections.abc import Callable
 
 from ingest.reader import ChunkedReader
@@ -28,9 +29,9 @@ class PinnedReader:
         """The place just after the last record returned, and of what."""
         return self._describe(self._reader.position)
 
-    def read(self, max_records: int) -> Block:
+    def read(self, max_records: int, before: float = math.inf) -> Block:
         """Return the next run of records; see `SplitReader.read`."""
-        return self._reader.read(max_records)
+        return self._reader.read(max_records, before)
 
     def close(self) -> None:
         """Close the reader."""

@@ -5,6 +5,7 @@ megabyte of text, a batch of rows); `ChunkedReader` hides the cuts, so that what
 its position and nothing else.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Chunk:
         The position just after each bad record.
     reached
         Where the split goes on after the chunk, where that is more than its last record's end.
+    since
+        Unix seconds from which on the first of its records could have been read; None where that is not known.
     """
 
     records: Records
@@ -48,6 +51,7 @@ class Chunk:
     bad: tuple[BadRecord, ...] = ()
     bad_ends: tuple[int, ...] = ()
     reached: int = 0
+    since: float | None = None
 
     def end(self, position: int) -> int:
         """Return the position just after the chunk, or `position` where that is later."""
@@ -65,6 +69,7 @@ class Chunk:
             self.bad[:bad],
             self.bad_ends[:bad],
             min(self.reached, position),
+            self.since,
         )
 
 
@@ -106,7 +111,7 @@ class ChunkedReader:
         """The place just after the last record returned."""
         return self._position
 
-    def read(self, max_records: int) -> Block:
+    def read(self, max_records: int, before: float = math.inf) -> Block:
         """Return the next run of records; see `SplitReader.read`."""
         if max_records < 1:
             message = f"max_records must be at least 1, not {max_records}"
@@ -114,20 +119,23 @@ class ChunkedReader:
         runs: list[Records] = []
         bad: list[BadRecord] = []
         good = 0
+        since: float | None = None
         while True:
             if self._exhausted() and not self._next_chunk(raise_error=not runs and not bad):
                 end = self._error is None and not self._idle
                 break
-            run, faults = self._take(max_records - good, MAX_BAD_PER_BLOCK - len(bad))
+            run, faults = self._take(max_records - good, MAX_BAD_PER_BLOCK - len(bad), before)
             if len(run):
                 runs.append(run)
                 good += len(run)
             bad.extend(faults)
+            if since is None and (len(run) or faults):
+                since = self._chunk.since
             if not self._exhausted():  # a record is left that does not fit: the run is as long as can be
                 end = False
                 break
         records = runs[0] if len(runs) == 1 else concatenate(runs) if runs else self._nothing
-        return Block(records, tuple(bad), end)
+        return Block(records, tuple(bad), end, self._head(before), since)
 
     def close(self) -> None:
         """Close the generator, and with it what it has open."""
@@ -165,10 +173,24 @@ class ChunkedReader:
             raise self._error
         return False
 
-    def _take(self, max_good: int, max_bad: int) -> tuple[Records, tuple[BadRecord, ...]]:
-        """Take the longest run of the chunk that is within both limits, and move the position behind it."""
+    def _head(self, before: float) -> float | None:
+        """Return the time of the next record where it is a good one, at hand, and not before that time."""
+        chunk, good, bad = self._chunk, self._good, self._bad
+        if chunk.records.time is None or good == len(chunk.records):
+            return None
+        if bad < len(chunk.bad) and chunk.bad[bad].offset < chunk.starts[good]:
+            return None
+        time = float(chunk.records.time[good])
+        return time if time >= before else None
+
+    def _take(self, max_good: int, max_bad: int, before: float) -> tuple[Records, tuple[BadRecord, ...]]:
+        """Take the longest run of the chunk that is within all limits, and move the position behind it."""
         chunk, good, bad = self._chunk, self._good, self._bad
         good_stop = min(len(chunk.records), good + max_good)
+        if before < math.inf and chunk.records.time is not None:
+            beyond = chunk.records.time[good:good_stop] >= before
+            if beyond.any():
+                good_stop = good + int(beyond.argmax())
         bad_stop = min(len(chunk.bad), bad + max_bad)
         if bad < len(chunk.bad):  # the first record beyond either limit ends the run for both kinds
             if bad_stop < len(chunk.bad):

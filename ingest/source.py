@@ -19,6 +19,7 @@ Errors::
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -151,11 +152,17 @@ class Block:
     end
         True when the split is exhausted, or has been read up to where its reader was to end: no record, good
         or bad, follows. An empty block whose end is False says that a live split has nothing yet.
+    head
+        The time of the next record, in Unix seconds, where the read ended because of it; else None.
+    since
+        Unix seconds from which on the first of the records could have been read; None where the source does not say.
     """
 
     records: Records
     bad: tuple[BadRecord, ...]
     end: bool
+    head: float | None = None
+    since: float | None = None
 
 
 class SplitReader(Protocol):
@@ -166,13 +173,15 @@ class SplitReader(Protocol):
         """The place just after the last record returned; `Source.open` takes it back."""
         ...
 
-    def read(self, max_records: int) -> Block:
+    def read(self, max_records: int, before: float = math.inf) -> Block:
         """Return the next run of records.
 
         Parameters
         ----------
         max_records
             The number of good records to return at most, at least 1.
+        before
+            Unix seconds; the run ends before the first good record whose time is this or later.
 
         Returns
         -------

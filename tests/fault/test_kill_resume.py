@@ -137,6 +137,53 @@ def test_a_killed_run_with_event_time_resumes_to_the_undisturbed_outcome_and_is_
     assert audit.result["within_bound"]
 
 
+@pytest.fixture
+def two_speeds(tmp_path: Path) -> list[Path]:
+    """Return two streams over the same 6,000 seconds, one with four times the records of the other."""
+    paths = []
+    for number, (records, step) in enumerate(((24_000, 0.25), (6_000, 1.0))):
+        plain, path = tmp_path / "plain.txt", tmp_path / f"every-{step}.txt"
+        write_rmat(plain, 12, records, seed=number, deletes=0.2)
+        disorder = random.Random(number)
+        lines = enumerate(plain.read_text().splitlines())
+        path.write_text("".join(f"{line} {index * step - disorder.choice((0, 5, 60))}\n" for index, line in lines))
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.java
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.soak), pytest.param(5, marks=pytest.mark.soak)])
+def test_a_killed_run_with_epochs_by_event_time_resumes_to_the_undisturbed_outcome(two_speeds, tmp_path, seed):
+    options: list[object] = [part for path in two_speeds for part in ("--source", path)]
+    options += ["--columns", "src,dst,op,time", "--epoch-event-seconds", 50, "--window", 1_000]
+    options += ["--allowed-lateness", 60]
+    graph_stream("run", "--run-id", "run", "--store", tmp_path / "whole", *options).checked()
+    undisturbed = outcome_of("run", tmp_path / "whole")
+
+    store = tmp_path / "killed"
+    with Command("run", "--run-id", "run", "--store", store, *options, terminal=True) as run:
+        run.until(lambda: published(run) > 0 and open_run("run", str(store)).newest > 0)
+        wait_for_moment(run, f"event time {seed}")
+        run.kill()
+        run.until_nothing_is_left()
+    before = epochs_of("run", store)
+    assert 0 < len(before) < len(undisturbed.epochs)
+    graph_stream("resume", "--run-id", "run", "--store", store).checked()
+    outcome = outcome_of("run", store)
+    assert outcome.hashes == undisturbed.hashes
+    assert [epoch["state_hash"] for epoch in before] == undisturbed.hashes[: len(before)]
+    assert outcome.scores.equals(undisturbed.scores)
+    for name in ("epoch", "edges", "offsets", "watermark", "expired", "late", "tombstones"):
+        assert [epoch[name] for epoch in outcome.epochs] == [epoch[name] for epoch in undisturbed.epochs]
+    assert sum(epoch["edges"] for epoch in outcome.epochs) == 30_000
+    assert sum(epoch["expired"] for epoch in outcome.epochs) > 0
+    # However far apart the two are read: each is late by its own disorder at most, and that is allowed.
+    assert sum(epoch["late"] for epoch in outcome.epochs) == 0
+    skip_without_java()
+    audit = graph_stream("audit", "--run-id", "run", "--store", store, "--json").checked()
+    assert audit.result["within_bound"]
+
+
 def skip_without_java() -> None:
     try:
         require_java()

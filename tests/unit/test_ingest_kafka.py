@@ -244,9 +244,9 @@ def test_epochs_close_at_multiples_and_missed_ones_are_one():
     schedule.begin()
     assert schedule.due == 60.0
     clock.now = 59.9
-    assert not schedule.is_over(idle=True)
+    assert not schedule.is_over(idle=True, records=1, since=1000.0)
     clock.now = 60.0
-    assert schedule.is_over(idle=False)
+    assert schedule.is_over(idle=False, records=1, since=1000.0)
     schedule.next()
     assert schedule.due == 70.0
 
@@ -254,9 +254,11 @@ def test_epochs_close_at_multiples_and_missed_ones_are_one():
     schedule.begin()
     assert schedule.due == 70.0
     assert schedule.seconds_left == 0.0
-    assert schedule.is_over(idle=True)
-    assert not schedule.is_over(idle=False)  # more waits to be read, and is read, but no longer than an epoch lasts
+    assert schedule.is_over(idle=True, records=1, since=1000.0)
+    assert not schedule.is_over(
+        idle=False, records=1, since=1000.0
+    )  # more waits to be read, and is read, but no longer than an epoch lasts
     clock.now = 105.0
-    assert schedule.is_over(idle=False)
+    assert schedule.is_over(idle=False, records=1, since=1000.0)
     schedule.next()
     assert schedule.due == 110.0

@@ -304,3 +304,12 @@ def test_bad_names_are_kept_as_they_came(tmp_path: Path):
     path.write_bytes(b"a\xff\tb\n")
     (bad,) = open_source(str(path), ids="string").open(path.name, None).read(1).bad
     assert bad == BadRecord(str(path), path.name, 0, b"a\xff\tb", "the line is not UTF-8")
+
+
+def test_files_that_arrive_and_files_that_grow_hold_names(tmp_path):
+    (tmp_path / "a.tsv").write_text("alice\tbob\n\tbob\n")
+    for uri in (f"watch://{tmp_path}?until=end", f"follow://{tmp_path}/a.tsv?until=end"):
+        with EpochReader([open_source(uri, ids="string")], 10) as reader:
+            batch = reader.read(reader.start())
+            assert pairs(reader.reread(batch.ranges)) == [(b"alice", b"bob")]
+        assert [each.reason for each in batch.bad] == ["src is empty"]

@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from graph_stream import progress
+from graph_stream.config import RunConfig
 from graph_stream.progress import Meter
 
 
@@ -36,20 +37,42 @@ def test_who_stays_behind_says_so_once_in_a_while(monkeypatch, paced, waits_ms, 
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     meter = Meter(stream)
-    meter.paced = paced
+    meter.follow(RunConfig(("a.txt",), rate=10.0 if paced else None))
     for epoch, wait_ms in enumerate(waits_ms, 1):
         meter.published(row(epoch, wait_ms))
     lines = stream.getvalue().splitlines()
     assert [line.split(" began 2.5 s behind its schedule")[0] for line in lines] == [f"epoch {each}" for each in told]
 
 
-def test_the_progress_line_shows_how_far_behind():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+@pytest.mark.parametrize(("staleness_ms", "told"), [(1999.0, []), (2500.0, [11, 41, 71])])
+def test_who_misses_a_target_of_staleness_says_so_once_in_a_while(monkeypatch, staleness_ms, told):
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    meter = Meter(stream)
+    meter.follow(RunConfig(("a.txt",), target_staleness=2.0))
+    for epoch in range(1, 101):
+        meter.published({**row(epoch, wait_ms=5000.0), "staleness_ms": staleness_ms})
+    text = " was answered 2.5 s after its first record could be read: the source waits, nothing is dropped"
+    assert stream.getvalue().splitlines() == [f"epoch {each}{text}" for each in told]
+
+
+def test_the_progress_line_shows_how_stale():
     stream = Terminal()
     meter = Meter(stream)
-    meter.paced = True
+    meter.follow(RunConfig(("a.txt",), target_staleness=2.0))
+    meter.published({**row(1, 4000.0), "staleness_ms": 12345.6})
+    assert "12,346 ms stale" in stream.getvalue()
+
+
+def test_the_progress_line_shows_how_far_behind():
+    stream = Terminal()
+    meter = Meter(stream)
+    meter.follow(RunConfig(("a.txt",), epoch_seconds=1.0))
     meter.published(row(1, 4000.0))
     assert "4.0 s behind" in stream.getvalue()

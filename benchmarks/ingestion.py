@@ -3,8 +3,8 @@
 1. Text: edges out of a file in memory, by the source's parser and by pyarrow's own CSV reader on the same bytes,
    one core each. Plain lines (two numbers and a tab), and lines that the parser must rewrite first.
 2. Kafka: from a topic to arrays that are dealt to the members of a run, beside a bare kafka-python loop that
-   throws its messages away, and beside librdkafka's (confluent-kafka) where that is installed. Per second of
-   the clock, and per second of this process's CPU: the broker shares the machine.
+   throws its messages away, through either client, and beside a bare loop of the other, confluent-kafka. Per
+   second of the clock, and per second of this process's CPU: the broker shares the machine.
 
 A broker is started in a temporary folder. Writes results/ingest/*.parquet. What loses is printed too.
 """
@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from pyarrow import csv
 import ingest
 from graph_stream.ownership import owner
 from ingest import EpochReader, open_source
+from ingest.kafka_uri import CONFLUENT, KAFKA_PYTHON
 from ingest.parse import layout_of, parse_lines
 from ingest.text import CHUNK_BYTES, MAX_LINE_BYTES
 
@@ -115,12 +117,15 @@ def kafka(options: argparse.Namespace) -> list[Goal]:
             sides = {
                 "bare kafka-python": Side(timed(clock, bare, address, options.messages), "bare kafka-python"),
                 "topic to arrays of members": Side(
-                    timed(clock, to_members, address, options.messages), "bare kafka-python"
+                    timed(clock, partial(to_members, KAFKA_PYTHON), address, options.messages), "bare kafka-python"
                 ),
             }
             if importlib.util.find_spec("confluent_kafka"):
                 sides["bare confluent-kafka"] = Side(
                     timed(clock, librdkafka, address, options.messages), "bare kafka-python"
+                )
+                sides["the same through confluent-kafka"] = Side(
+                    timed(clock, partial(to_members, CONFLUENT), address, options.messages), "bare confluent-kafka"
                 )
             figures = interleaved(sides, options.runs)
             show("Kafka to records", unit, sides, figures)
@@ -179,9 +184,9 @@ def librdkafka(address: str) -> int:
     return count
 
 
-def to_members(address: str) -> int:
+def to_members(client: str, address: str) -> int:
     """Read the topic as a run does, and deal each epoch to the members that own the followers."""
-    with EpochReader([open_source(f"kafka://{address}/{TOPIC}?until=end")], EPOCH_EDGES) as epochs:
+    with EpochReader([open_source(f"kafka://{address}/{TOPIC}?until=end&client={client}")], EPOCH_EDGES) as epochs:
         position, count, last = epochs.start(), 0, False
         while not last:
             batch = epochs.read(position)
@@ -197,7 +202,7 @@ def to_members(address: str) -> int:
 def where_the_time_goes(address: str, messages: int) -> None:
     """Print which functions take the time of reading a topic."""
     profile = cProfile.Profile()
-    profile.runcall(to_members, address)
+    profile.runcall(to_members, KAFKA_PYTHON, address)
     text = io.StringIO()
     stats = pstats.Stats(profile, stream=text)
     total = sum(row[2] for row in stats.stats.values())  # type: ignore[attr-defined]

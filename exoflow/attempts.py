@@ -158,6 +158,7 @@ class Attempts(Layout):
                 intent=self._intent(task) if spec.options.external else None,
                 last=self._tries.get(task.id, 0) >= spec.options.retries and not task.repeats,
                 turns=self._turns(task),
+                repeats=task.repeats,
             )
         )
         self._wake_consumers(task)

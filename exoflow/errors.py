@@ -13,6 +13,7 @@
         Fenced               another owner took the workflow over; this process must stop
       ClusterLost            the Ray node that the owner works through has died; resume
       EffectNotDone          raised by a task's body: it vouches that it has had no effect
+      NoRetry                raised by a task's body: trying again would not help
       StorageError           carries key
         StorageUnavailable   the store is out of reach, full or not writable; never means "absent"
         CorruptRecord        bytes in the store are not the bytes that were written
@@ -121,6 +122,10 @@ class InDoubt(WorkflowError):
 
 class EffectNotDone(ExoflowError):
     """Raised by the body of an external task to say for certain that it has had no effect."""
+
+
+class NoRetry(ExoflowError):
+    """Raised by a task's body to say that trying again would not help: ``retries`` do not count."""
 
 
 class StorageError(ExoflowError):

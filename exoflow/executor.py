@@ -356,7 +356,7 @@ class RayExecutor:
             case Failure() if outcome.input_lost:
                 return InputLost(task, attempt, outcome.error)
             case Failure():
-                return Failed(task, attempt, outcome.error, outcome.not_done)
+                return Failed(task, attempt, outcome.error, outcome.not_done, outcome.no_retry)
 
     def _watch_start(self, reference: Any, actor: str, incarnation: int) -> None:
         def done(answer: Any) -> None:

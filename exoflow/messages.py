@@ -66,12 +66,16 @@ class Produced:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt raised, or ran out of time; ``not_done`` when it vouched that it had no effect."""
+    """An attempt raised, or ran out of time.
+
+    ``not_done`` says that it vouched that it had no effect, ``no_retry`` that another attempt would not help.
+    """
 
     task: str
     attempt: int
     error: str
     not_done: bool = False
+    no_retry: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -263,6 +267,8 @@ class Submit:
         ``catch_exceptions`` applies.
     turns : str
         The name that the context shows for the turns this task is one of.
+    repeats : bool
+        An attempt before this one may have had the effect.
     """
 
     spec: TaskSpec
@@ -275,6 +281,7 @@ class Submit:
     intent: Intended | None = None
     last: bool = True
     turns: str = ""
+    repeats: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

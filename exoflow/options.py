@@ -41,7 +41,7 @@ class TaskOptions:
     resolve : CodeRef or None
         ``resolve(key)`` says what became of an effect: `Done`, `NotDone` or `Unknown`.
     retries : int
-        Further attempts after an exception. Lost workers are retried beyond this count.
+        Further attempts after an exception, unless that is `NoRetry`. Lost workers are retried beyond this count.
     backoff : float
         Seconds before the first retry; doubles with each further one.
     timeout : float or None

@@ -181,7 +181,7 @@ class WorkflowState(Doubts):
         if task is None or task.phase is not Phase.RUNNING:
             return
         tries = self._tries[task.id] = self._tries.get(task.id, 0) + 1
-        final = tries > task.options.retries
+        final = tries > task.options.retries or event.no_retry
         if event.not_done and not task.repeats and task.spec.actor is None:
             self._begun.discard(task.id)
         if _may_have_acted(task):
@@ -223,14 +223,18 @@ class WorkflowState(Doubts):
             return
         if task is None or task.phase is not Phase.RUNNING:
             return
+        self._lose_attempt(task, event.reason)
+
+    def _lose_attempt(self, task: TaskState, reason: str) -> None:
+        """Draw the consequences of a running attempt that ended with its process; each task may lose so many."""
         losses = self._losses[task.id] = self._losses.get(task.id, 0) + 1
         if _may_have_acted(task):
-            self._doubt(task, event.reason, final=losses > MAX_LOSSES)
+            self._doubt(task, reason, final=losses > MAX_LOSSES)
         elif losses > MAX_LOSSES:
-            self._give_up(task, f"its process died {losses} times: {event.reason}")
+            self._give_up(task, f"its process died {losses} times: {reason}")
         elif self._durable_actor(task) is not None:
             # Other members may have run the call; only going back brings all to one state.
-            self._begin_rollback(f"{task.id} was lost: {event.reason}")
+            self._begin_rollback(f"{task.id} was lost: {reason}")
         else:
             self._retry(task)
 
@@ -291,27 +295,19 @@ class WorkflowState(Doubts):
         actor = self._actors.get(event.actor)
         if actor is None or not actor.started or actor.incarnation != event.incarnation:
             return
-        name = f"actor {event.actor}"
         if actor.durable:
             self._losses["rollback"] = self._losses.get("rollback", 0) + 1
             if self._losses["rollback"] > MAX_LOSSES:
                 self._give_up_actor(actor, f"it died {MAX_LOSSES + 1} times without progress: {event.reason}")
             else:
-                self._begin_rollback(f"{name} died: {event.reason}")
+                self._begin_rollback(f"actor {event.actor} died: {event.reason}")
             return
-        self._losses[name] = self._losses.get(name, 0) + 1
-        if self._losses[name] > MAX_LOSSES:
-            self._give_up_actor(actor, f"its process died {MAX_LOSSES + 1} times: {event.reason}")
-            return
+        # No state went with it, so its calls alone are counted: what lasts for months loses processes now and then.
         self._out.append(StopActor(event.actor, event.incarnation))
         actor.started = False
         for task in list(self._tasks.values()):
-            if task.spec.actor != event.actor or task.phase is not Phase.RUNNING:
-                continue
-            if _may_have_acted(task):
-                self._doubt(task, event.reason, final=False)
-            else:
-                self._retry(task)
+            if task.spec.actor == event.actor and task.phase is Phase.RUNNING:
+                self._lose_attempt(task, event.reason)
 
     def _give_up_actor(self, actor: ActorState, error: str) -> None:
         """End the workflow because of an actor; what its calls may have done stays noted in their intents."""

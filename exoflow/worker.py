@@ -27,7 +27,7 @@ from exoflow.code import CodeRef
 from exoflow.codec import Blob, Encoded, References, decode, fill
 from exoflow.dag import Node, Stop
 from exoflow.effects import Done, NotDone, Unknown, Verdict
-from exoflow.errors import CorruptRecord, EffectNotDone, StorageUnavailable
+from exoflow.errors import CorruptRecord, EffectNotDone, NoRetry, StorageUnavailable
 from exoflow.journal import newest_generation
 from exoflow.messages import Live, Purpose, Report, Submit
 from exoflow.plan import ActorSpec
@@ -40,13 +40,14 @@ from exoflow.storage import Store, open_store
 class Failure:
     """The body raised.
 
-    ``error`` is the traceback as text; ``not_done`` says that it was `EffectNotDone`, ``input_lost`` that data
-    behind a reference was gone.
+    ``error`` is the traceback as text; ``not_done`` says that it was `EffectNotDone`, ``no_retry`` that it was
+    `NoRetry`, ``input_lost`` that data behind a reference was gone.
     """
 
     error: str
     not_done: bool = False
     input_lost: bool = False
+    no_retry: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Job:
     timeout: float | None = None
     catches: bool = False
     last: bool = True
+    repeats: bool = False
     generation: int | None = None
     turns: str = ""
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -163,6 +165,7 @@ def make_job(
         spec.options.timeout,
         spec.options.catch_exceptions,
         order.last,
+        order.repeats,
         generation if spec.options.external else None,
         order.turns,
         hints or {},
@@ -343,7 +346,8 @@ def run_task(
     except Exception as error:
         failure = _failure(error, references, begun=begun)
         settled = job.intended_at is None or failure.not_done
-        if job.catches and job.last and begun and settled and not failure.input_lost:
+        last = job.last or (failure.no_retry and not job.repeats)
+        if job.catches and last and begun and settled and not failure.input_lost:
             return _reported(job, _with_error(None, error), blobs, started_at)
         return Unavailable(), failure
 
@@ -365,7 +369,8 @@ def _with_error(value: Any, error: Exception | None) -> Any:
 def _failure(error: Exception, references: References | None, *, begun: bool = True) -> Failure:
     """Return what an exception means; one from before the body began leaves no doubt about its effect."""
     lost = references is not None and isinstance(error, references.lost)
-    return Failure(traceback.format_exc(limit=-20), isinstance(error, EffectNotDone) or not begun, lost)
+    not_done = isinstance(error, EffectNotDone) or not begun
+    return Failure(traceback.format_exc(limit=-20), not_done, lost, isinstance(error, NoRetry))
 
 
 def _run_cure(job: Job, blobs: Blobs) -> Settlement | Failure:

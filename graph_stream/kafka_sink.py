@@ -25,6 +25,8 @@ from kafka.partitioner.default import murmur2
 
 from graph_stream.errors import ConfigError, SinkConflict, SinkUnavailable
 from graph_stream.publication import Marker, Publication
+from ingest.kafka_client import BrokersRefuse, BrokersUnavailable
+from ingest.kafka_python import connection_options, translated
 from ingest.kafka_uri import KafkaUri
 
 PATIENCE_SECONDS = 30.0
@@ -40,20 +42,19 @@ class KafkaSink:
     """A topic; see `graph_stream.sinks.Sink`."""
 
     def __init__(self, place: str, stream: str) -> None:
-        uri = KafkaUri.parse(place)
-        self._topic = uri.topic
+        self._uri = KafkaUri.parse(place)
+        self._topic = self._uri.topic
         self._place = place
         self._stream = stream
-        self._client = uri.connection()
         self._producer: KafkaProducer | None = None
         self._newest: dict[str, Any] | None = None
 
     def check(self, *, new: bool) -> None:
         """Look whether the topic is there; several runs may publish to it."""
-        with self._reported(), self._consumer() as consumer:
+        with self._reported(refused=ConfigError), self._consumer() as consumer:
             partitions = consumer.partitions_for_topic(self._topic)
         if not partitions:
-            message = f"there is no topic {self._topic!r} at {', '.join(self._client['bootstrap_servers'])}; create it"
+            message = f"there is no topic {self._topic!r} at {', '.join(self._uri.servers)}; create it"
             raise ConfigError(message)
 
     def publish(self, publication: Publication) -> bool:
@@ -99,7 +100,7 @@ class KafkaSink:
                 allow_auto_create_topics=False,
                 batch_size=1 << 16,
                 linger_ms=_LINGER_MS,
-                **self._client,
+                **connection_options(self._uri),
             )
             self._producer.init_transactions()
             self._newest = self._newest_marker()
@@ -110,7 +111,10 @@ class KafkaSink:
         if self._newest is None or self._newest["epoch"] < marker.epoch:
             return False
         if self._newest["epoch"] == marker.epoch and self._newest["state_hash"] != marker.state_hash:
-            message = f"{self._place} has epoch {marker.epoch} of this run with another state; publish to a new topic"
+            message = (
+                f"{self._place} has epoch {marker.epoch} of this run with another state, so the run's store was put "
+                "back to an older one; begin a new run that publishes to a new topic"
+            )
             raise SinkConflict(message)
         return True
 
@@ -185,7 +189,7 @@ class KafkaSink:
             allow_auto_create_topics=False,
             bootstrap_timeout_ms=PATIENCE_SECONDS * 1e3,
             **options,
-            **self._client,
+            **connection_options(self._uri),
         )
         try:
             yield consumer
@@ -193,12 +197,15 @@ class KafkaSink:
             consumer.close()
 
     @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
+    def _reported(self, refused: type[Exception] = SinkUnavailable) -> Iterator[None]:
+        """Raise what a sink raises; ``refused`` where trying again would not help by itself."""
         try:
-            yield
-        except KafkaError as error:
-            message = f"cannot publish to {self._place}: {type(error).__name__}: {error}"
-            raise SinkUnavailable(message) from error
+            with translated():
+                yield
+        except (BrokersUnavailable, BrokersRefuse) as error:
+            kind = refused if isinstance(error, BrokersRefuse) else SinkUnavailable
+            message = f"cannot publish to {self._place}: {error}"
+            raise kind(message) from error
 
 
 def _flush(producer: KafkaProducer, failed: list[Exception]) -> None:

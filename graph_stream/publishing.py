@@ -15,7 +15,7 @@ from exoflow.dag import CallNode
 from graph_stream import ledger
 from graph_stream.changed import Changed
 from graph_stream.config import RunConfig
-from graph_stream.errors import SinkConflict, SinkUnavailable
+from graph_stream.errors import ConfigError, SinkConflict, SinkUnavailable
 from graph_stream.namelist import NameList
 from graph_stream.namestore import Dictionary, load
 from graph_stream.publication import Marker, Publication, assemble, encode_share
@@ -71,8 +71,10 @@ class Publisher:
 
         Raises
         ------
-        SinkUnavailable, SinkConflict
+        SinkUnavailable
             See `graph_stream.sinks.Sink`.
+        NoRetry
+            On a SinkConflict, or when what the sink needs is not installed.
         """
         context = exoflow.context()
         of_ranking = ledger.of_ranking(row, self._ranking)
@@ -95,21 +97,24 @@ class Publisher:
             # Epochs come in turn: what is new of the dictionary is read, and the rest kept.
             load(Dictionary.from_json(reader["names"]), context.read_blob, self._names)
             publication = publication.in_names(self._names)
-        if self._sink is None:
-            self._sink = open_sink(self._target.place, context.turns)
         self._offer(publication)
         return {"epoch": epoch, "rows": publication.marker.rows, "deleted": publication.marker.deleted}
 
     def _offer(self, publication: Publication) -> None:
         """Publish, and tell whoever watches the run of trouble, and of its end."""
-        assert self._sink is not None
         context, epoch = exoflow.context(), publication.marker.epoch
         try:
+            if self._sink is None:
+                self._sink = open_sink(self._target.place, context.turns)
             self._sink.publish(publication)
-        except (SinkUnavailable, SinkConflict) as error:
+        except SinkUnavailable as error:
             self._in_trouble = True
             context.tell(f"epoch {epoch} is not published: {error}")
             raise
+        except (SinkConflict, ConfigError) as error:
+            message = f"epoch {epoch} cannot be published: {error}"
+            context.tell(message)
+            raise exoflow.NoRetry(message) from error
         if self._in_trouble:
             self._in_trouble = False
             context.tell(f"epoch {epoch} is published to {self._target.place}")

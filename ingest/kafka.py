@@ -5,29 +5,25 @@ group is asked. So a run reads on exactly where its own commits stand. What is s
 then stays, is where each partition of that moment begins, and with ``until=end`` where it ends; partitions added
 later are read from their beginning.
 
-Kafka's client is imported when a topic is first read.
+Which client reads it is told by `ingest.kafka_client`; it is imported when a topic is first read.
 """
 
 import contextlib
 import gc
-import importlib.util
 import logging
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
+from ingest.kafka_client import Batch, BrokersRefuse, BrokersUnavailable, Client, client_name, connected
 from ingest.kafka_uri import EARLIEST, LATEST, KafkaUri
 from ingest.messages import MessageParser
 from ingest.patience import Patience, PatienceExhausted
 from ingest.reader import Chunk, ChunkedReader, LiveChunks
 from ingest.source import BadRecord, JsonValue, SourceError, no_records
-
-if TYPE_CHECKING:
-    from kafka import KafkaConsumer, TopicPartition
 
 Settled: TypeAlias = dict[str, list[Any]]
 """By number of the partition, as JSON: where it begins, and where it ends or None."""
@@ -37,21 +33,13 @@ Result = TypeVar("Result")
 
 ON_LOST_OFFSET: Final = ("fail", "skip")
 
-FULL_RECORDS: Final = 4000
-"""A split with so many messages waiting here is paused: the memory for messages does not grow with the topic."""
-FETCH_BYTES: Final = 1024 * 1024
-SPLIT_FETCH_BYTES: Final = 256 * 1024
-"""Bytes the client asks for at a time, of a broker and of a partition."""
-POLL_RECORDS: Final = 2**31
-"""Messages taken from the client at a time: all that it has. A part of a fetch that it keeps for a partition which
-is paused meanwhile is not always given out when that is resumed (kafka-python 3.0.12)."""
+FULL_BYTES: Final = 1024 * 1024
+"""A split for which so much waits here is paused: the memory for messages does not grow with the topic."""
+MESSAGE_BYTES: Final = 80
+"""What a message takes beside its value: two objects and their places in lists."""
 WAIT_SECONDS: Final = 0.2
 CHECK_SECONDS: Final = 2.0
 """After so long without messages a broker is asked whether it is there at all."""
-ANSWER_SECONDS: Final = 1.0
-BOOTSTRAP_SECONDS: Final = 5.0
-REFRESH_SECONDS: Final = 5.0
-"""How old what is known of a topic's partitions may be."""
 
 
 class KafkaSource:
@@ -74,7 +62,7 @@ class KafkaSource:
     Raises
     ------
     SourceError
-        The URI says nothing that could be read, or the client is not installed.
+        The URI says nothing that could be read, or no client is installed.
     """
 
     def __init__(
@@ -88,12 +76,10 @@ class KafkaSource:
         self.uri = uri
         self._names = names
         self._kafka = KafkaUri.parse(uri)
-        if importlib.util.find_spec("kafka") is None:
-            raise SourceError(uri, "Kafka topics need the extra kafka: pip install 'exoflow[kafka]'")
         self._settled: Settled | None = settled
         self._skips_lost = on_lost_offset == "skip"
         self._tell = tell or logging.getLogger(__name__).warning
-        self._connection = _Connection(uri, self._kafka, self._tell)
+        self._connection = _Connection(uri, self._kafka, client_name(uri, self._kafka), self._tell)
 
     @property
     def bounded(self) -> bool:
@@ -185,15 +171,36 @@ class _Feed:
         Unix seconds of the first of the messages; None where it has no timestamp.
     lost
         The offset that was wanted and the earliest that is left, where the partition has not kept it.
+    bytes
+        About what they take.
+    paused
+        Whether no more of them come for now.
     """
 
-    def __init__(self, partition: "TopicPartition", offset: int) -> None:
-        self.partition = partition
+    def __init__(self, number: int, offset: int) -> None:
+        self.number = number
         self.values: list[bytes | None] = []
         self.offsets: list[int] = []
         self.reached = offset
         self.since: float | None = None
         self.lost: tuple[int, int] | None = None
+        self.bytes = 0
+        self.paused = False
+
+    def put(self, batch: Batch) -> None:
+        """Take in what has come."""
+        if not self.values:
+            self.since = batch.since
+        self.values += batch.values
+        self.offsets += batch.offsets
+        self.reached = max(self.reached, batch.reached)
+        self.bytes += MESSAGE_BYTES * len(batch.values) + sum(map(len, filter(None, batch.values)))
+
+    def take(self) -> tuple[list[bytes | None], list[int]]:
+        """Hand out what has come."""
+        taken = self.values, self.offsets
+        self.values, self.offsets, self.bytes = [], [], 0
+        return taken
 
 
 @contextlib.contextmanager
@@ -211,24 +218,24 @@ def _uncollected() -> Iterator[None]:
 class _Connection:
     """One client for all partitions of a topic that are read, made when it is needed."""
 
-    def __init__(self, uri: str, kafka: KafkaUri, tell: Tell) -> None:
+    def __init__(self, uri: str, kafka: KafkaUri, client: str, tell: Tell) -> None:
         self._uri = uri
         self._kafka = kafka
+        self._client_name = client
         self._patience = Patience(f"Kafka at {','.join(kafka.servers)}", kafka.patience_seconds, tell)
-        self._consumer: KafkaConsumer | None = None
-        self._feeds: dict[TopicPartition, _Feed] = {}
+        self._client: Client | None = None
+        self._feeds: dict[int, _Feed] = {}
         self._partitions = 0
         self._heard_at = 0.0
         self._check_at = 0.0
 
     def partitions(self) -> int:
         """Return how many partitions the topic has; that number only grows."""
-
-        def ask(consumer: "KafkaConsumer") -> int:
-            return len(consumer.partitions_for_topic(self._kafka.topic))
-
-        # Of a topic that is read the client keeps it at hand, and up to date.
-        found = ask(self._connected()) if self._feeds else self._insist(ask)
+        try:
+            # Of a topic that is read it is known already, and nobody waits to hear of another one.
+            found = self._connected().partitions() if self._feeds else self._insist(lambda client: client.partitions())
+        except BrokersUnavailable:
+            found = 0
         self._partitions = max(self._partitions, found)
         if not self._partitions:
             raise SourceError(self._uri, f"there is no topic {self._kafka.topic!r} at {','.join(self._kafka.servers)}")
@@ -236,179 +243,91 @@ class _Connection:
 
     def offsets_at(self, numbers: Sequence[int], at: str | float) -> dict[int, int]:
         """Return by number of the partition the offset at its beginning, its end, or a time."""
-        partitions = [self._partition(number) for number in numbers]
-
-        def ask(consumer: "KafkaConsumer") -> Mapping["TopicPartition", int]:
-            timeout_ms = ANSWER_SECONDS * 1000
-            if at == EARLIEST:
-                return consumer.beginning_offsets(partitions, timeout_ms=timeout_ms)  # type: ignore[no-any-return]
-            ends = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
-            if at == LATEST:
-                return ends  # type: ignore[no-any-return]
-            times = {partition: int(float(at) * 1000) for partition in partitions}
-            found = consumer.offsets_for_times(times, timeout_ms=timeout_ms)
-            return {each: ends[each] if found[each] is None else found[each].offset for each in partitions}
-
-        return {partition.partition: offset for partition, offset in self._insist(ask).items()}
+        return self._insist(lambda client: client.offsets(numbers, at))
 
     def follow(self, number: int, offset: int) -> _Feed:
         """Begin to read a partition at an offset."""
-        feed = _Feed(self._partition(number), offset)
-        self._feeds[feed.partition] = feed
-        consumer = self._connected()
-        consumer.assign(list(self._feeds))
-        consumer.resume(feed.partition)
-        consumer.seek(feed.partition, offset)
+        feed = self._feeds[number] = _Feed(number, offset)
+        self._connected().follow(number, offset)
         return feed
 
     def leave(self, feed: _Feed) -> None:
         """Read a partition no more."""
-        if self._feeds.get(feed.partition) is feed:
-            del self._feeds[feed.partition]
-            if self._consumer is not None:
-                self._consumer.assign(list(self._feeds))
+        if self._feeds.get(feed.number) is feed:
+            del self._feeds[feed.number]
+            if self._client is not None:
+                self._client.leave(feed.number)
 
     def take(self, feed: _Feed) -> tuple[list[bytes | None], list[int]]:
         """Return the values and offsets of the messages that wait, and let more come."""
-        taken = feed.values, feed.offsets
-        feed.values, feed.offsets = [], []
-        if len(taken[0]) >= FULL_RECORDS and self._consumer is not None:
-            self._consumer.resume(feed.partition)
-        return taken
+        if feed.paused and self._client is not None:
+            feed.paused = False
+            self._client.resume(feed.number)
+        return feed.take()
 
     def skip(self, feed: _Feed) -> None:
         """Go on at the earliest offset that is left."""
         assert feed.lost is not None
         feed.reached, feed.lost = feed.lost[1], None
-        self._connected().seek(feed.partition, feed.reached)
+        self._connected().follow(feed.number, feed.reached)
 
     def poll(self, seconds: float) -> bool:
-        """Let messages come to the partitions that are read; tell whether any have.
+        """Let messages come to the partitions that are read; tell whether any have, or are lost.
 
         Raises
         ------
         SourceError
             The brokers refuse.
         """
-        from kafka import errors
-
-        consumer = self._connected()
+        client = self._connected()
         try:
             with _uncollected():
-                found = consumer.poll(timeout_ms=int(seconds * 1000), max_records=POLL_RECORDS)
-        except errors.OffsetOutOfRangeError as error:
-            for partition, wanted in error.args[0].items():
-                self._find_lost(partition, wanted)
-            return True
-        except errors.KafkaError as error:
-            self._fail_unless_retriable(error)
+                batches = client.poll(seconds)
+        except (BrokersUnavailable, BrokersRefuse) as error:
+            self._fail_unless_passing(error)
             return False
-        for partition, messages in found.items():
-            feed = self._feeds[partition]  # what is not assigned is not returned
-            if not feed.values:
-                feed.since = messages[0].timestamp / 1000 if messages[0].timestamp > 0 else None
-            feed.values.extend([message.value for message in messages])
-            feed.offsets.extend([message.offset for message in messages])
-            feed.reached = messages[-1].offset + 1
-            if len(feed.values) >= FULL_RECORDS:
-                consumer.pause(partition)
-        if found:
+        for number, batch in batches.items():
+            feed = self._feeds[number]  # of what is not followed nothing comes
+            feed.put(batch)
+            if batch.out_of_range is not None:
+                self._find_lost(feed, batch.out_of_range)
+            elif feed.bytes >= FULL_BYTES and not feed.paused:
+                feed.paused = True
+                client.pause(number)
+        if batches:
             self._heard()
-        return bool(found)
+        return any(batch.values or batch.out_of_range is not None for batch in batches.values())
 
     def wait(self, seconds: float) -> None:
-        """Wait until messages come, ask for signs of life where none do, and look how far the gaps go."""
+        """Wait until messages come, and ask for signs of life where none do."""
         if not self._feeds:
             time.sleep(seconds)
-            return
-        if self.poll(seconds):
-            return
-        self._look_for_life()
-        consumer = self._connected()
-        for feed in self._feeds.values():
-            if not feed.values and feed.lost is None:
-                feed.reached = max(feed.reached, consumer.position(feed.partition, timeout_ms=0) or 0)
+        elif not self.poll(seconds):
+            self._look_for_life()
 
     def close(self) -> None:
         """Close the client."""
-        if self._consumer is not None:
-            self._consumer.close(autocommit=False, timeout_ms=ANSWER_SECONDS * 1000)
-            self._consumer = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
-    def _partition(self, number: int) -> "TopicPartition":
-        from kafka import TopicPartition
-
-        return TopicPartition(self._kafka.topic, number)
-
-    def _connected(self) -> "KafkaConsumer":
-        if self._consumer is None:
-            self._consumer = self._patiently(self._connect)
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._client = self._patiently(lambda: connected(self._client_name, self._kafka))
             self._heard()
-        return self._consumer
+        return self._client
 
-    def _connect(self) -> "KafkaConsumer":
-        from kafka import KafkaConsumer, errors
-
-        self._reach()
-        # What it has to say about connections is told by `Patience`, once.
-        logging.getLogger("kafka").addHandler(logging.NullHandler())
-        try:
-            return KafkaConsumer(
-                **self._kafka.connection(),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
-                max_poll_records=POLL_RECORDS,
-                fetch_max_bytes=FETCH_BYTES,
-                max_partition_fetch_bytes=SPLIT_FETCH_BYTES,
-                fetch_max_wait_ms=100,
-                request_timeout_ms=10_000,
-                metadata_max_age_ms=int(REFRESH_SECONDS * 1000),
-                bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
-                reconnect_backoff_max_ms=2000,
-                metrics_enabled=False,
-            )
-        except errors.KafkaTimeoutError as error:
-            message = f"{error}; somebody listens there, so the cause may be security.protocol, sasl.* or ssl.*"
-            raise errors.KafkaTimeoutError(message) from error
-        except (AssertionError, ValueError, OSError) as error:  # what the client makes of wrong options and files
-            raise SourceError(self._uri, f"the connection cannot be made: {error}") from error
-
-    def _reach(self) -> None:
-        """Make sure that somebody listens: a client that cannot connect leaves its thread behind.
-
-        Raises
-        ------
-        kafka.errors.KafkaConnectionError
-            Nobody does.
-        """
-        from kafka import errors
-
-        for server in self._kafka.servers:
-            host, _, port = server.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), BOOTSTRAP_SECONDS).close()
-            except OSError as error:
-                reason = f"{server}: {error}"
-            else:
-                return
-        raise errors.KafkaConnectionError(reason)
-
-    def _insist(self, ask: Callable[["KafkaConsumer"], Result]) -> Result:
+    def _insist(self, ask: Callable[[Client], Result]) -> Result:
         """Return the answer to a question, however long the brokers take."""
-        consumer = self._connected()
-        return self._patiently(lambda: ask(consumer))
+        client = self._connected()
+        return self._patiently(lambda: ask(client))
 
     def _patiently(self, do: Callable[[], Result]) -> Result:
-        from kafka import errors
-
         while True:
             try:
                 result = do()
-            except errors.KafkaError as error:
-                time.sleep(self._fail_unless_retriable(error))
+            except (BrokersUnavailable, BrokersRefuse) as error:
+                time.sleep(self._fail_unless_passing(error))
             else:
                 self._heard()
                 return result
@@ -418,12 +337,10 @@ class _Connection:
         now = time.monotonic()
         if now < max(self._check_at, self._heard_at + CHECK_SECONDS):
             return
-        from kafka import errors
-
         try:
-            self._connected().end_offsets(list(self._feeds), timeout_ms=ANSWER_SECONDS * 1000)
-        except errors.KafkaError as error:
-            self._check_at = time.monotonic() + self._fail_unless_retriable(error)
+            self._connected().offsets(list(self._feeds), LATEST)
+        except (BrokersUnavailable, BrokersRefuse) as error:
+            self._check_at = time.monotonic() + self._fail_unless_passing(error)
         else:
             self._heard()
 
@@ -431,7 +348,7 @@ class _Connection:
         self._patience.answered()
         self._heard_at = time.monotonic()
 
-    def _fail_unless_retriable(self, error: Exception) -> float:
+    def _fail_unless_passing(self, error: Exception) -> float:
         """Return how long to wait before trying again.
 
         Raises
@@ -439,7 +356,7 @@ class _Connection:
         SourceError
             Trying again would not help, or has not for too long.
         """
-        if not getattr(error, "retriable", False):
+        if isinstance(error, BrokersRefuse):
             raise SourceError(self._uri, f"the brokers refuse: {error}") from error
         try:
             return self._patience.failed(error)
@@ -447,8 +364,9 @@ class _Connection:
             detail = f"{exhausted}. Nothing is lost: resume when it is back (patience=SECONDS in the URI says how long)"
             raise SourceError(self._uri, detail) from error
 
-    def _find_lost(self, partition: "TopicPartition", wanted: int) -> None:
-        number = partition.partition
+    def _find_lost(self, feed: _Feed, wanted: int) -> None:
+        """Find out what an offset that the topic has not says of the ones before."""
+        number = feed.number
         earliest, end = (self.offsets_at([number], at)[number] for at in (EARLIEST, LATEST))
         if wanted > end:
             detail = (
@@ -457,4 +375,6 @@ class _Connection:
             )
             raise SourceError(self._uri, detail)
         if wanted < earliest:
-            self._feeds[partition].lost = (wanted, earliest)
+            feed.lost = (wanted, earliest)
+        else:  # a broker that has just become the leader may not have known better
+            self._connected().follow(number, wanted)

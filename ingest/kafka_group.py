@@ -4,11 +4,11 @@ Nobody reads it back: a run's position is in its own commits alone. So it is tol
 state only, and not being able to tell it stops nothing.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ingest.kafka_client import BrokersRefuse, BrokersUnavailable
 from ingest.kafka_uri import KafkaUri
 from ingest.patience import TELL_SECONDS, Patience, PatienceExhausted
 from ingest.source import JsonValue, SourceError
@@ -55,9 +55,9 @@ class GroupMirror:
 
     def _run(self) -> None:
         from kafka import KafkaConsumer
-        from kafka.errors import KafkaError
 
-        logging.getLogger("kafka").addHandler(logging.NullHandler())
+        from ingest.kafka_python import connection_options, translated
+
         patience = Patience(f"consumer group {self._kafka.group}", 2 * TELL_SECONDS, self._tell)
         consumer: KafkaConsumer | None = None
         while not (self._closing.is_set() and self._told == self._newest):
@@ -67,28 +67,35 @@ class GroupMirror:
             if newest == self._told:
                 continue
             try:
-                consumer = consumer or KafkaConsumer(
-                    **self._kafka.connection(),
-                    group_id=self._kafka.group,
-                    enable_auto_commit=False,
-                    bootstrap_timeout_ms=int(CLOSE_SECONDS * 1000),
-                    metrics_enabled=False,
-                )
-                consumer.commit(self._as_told_to_kafka(newest), timeout_ms=CLOSE_SECONDS * 1000)
-            except KafkaError as error:
+                with translated():
+                    consumer = consumer or KafkaConsumer(
+                        **connection_options(self._kafka),
+                        group_id=self._kafka.group,
+                        enable_auto_commit=False,
+                        bootstrap_timeout_ms=int(CLOSE_SECONDS * 1000),
+                        metrics_enabled=False,
+                    )
+                    consumer.commit(self._as_told_to_kafka(newest), timeout_ms=CLOSE_SECONDS * 1000)
+            except BrokersRefuse as error:
+                self._give_up(f"consumer group {self._kafka.group} is refused: {error}")
+                break
+            except BrokersUnavailable as error:
                 try:
                     self._closing.wait(patience.failed(error))
                 except PatienceExhausted as exhausted:
-                    self._tell(f"{self._uri}: {exhausted}; its lag is wrong from here on, the run is not")
-                    return
+                    self._give_up(exhausted)
+                    break
                 if self._closing.is_set():
-                    return
+                    break
                 self._changed.set()
             else:
                 patience.answered()
                 self._told = newest
         if consumer is not None:
             consumer.close(autocommit=False, timeout_ms=CLOSE_SECONDS * 1000)
+
+    def _give_up(self, reason: object) -> None:
+        self._tell(f"{self._uri}: {reason}; its lag is wrong from here on, the run is not")
 
     def _as_told_to_kafka(self, offsets: Mapping[int, int]) -> dict[Any, Any]:
         from kafka import OffsetAndMetadata, TopicPartition

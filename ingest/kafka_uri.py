@@ -16,6 +16,9 @@ from ingest.source import SourceError
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 FORMATS: Final = ("txt", "tsv", "csv", "json")
+KAFKA_PYTHON: Final = "kafka-python"
+CONFLUENT: Final = "confluent"
+CLIENTS: Final = (KAFKA_PYTHON, CONFLUENT)
 DEFAULT_PATIENCE_SECONDS: Final = 600.0
 
 _SECURITY: Final = {
@@ -28,7 +31,7 @@ _SECURITY: Final = {
     "ssl.keyfile": "ssl_keyfile",
     "ssl.check.hostname": "ssl_check_hostname",
 }
-"""Query parameters about the connection, and the client's names for them."""
+"""Query parameters about the connection, and kafka-python's names for them."""
 
 _SECRETS: Final = {"sasl.password": "sasl_plain_password", "ssl.password": "ssl_password"}
 
@@ -37,7 +40,7 @@ ENVIRONMENT: Final = {
 }
 """Environment variables that say the same where the URI does not, and those that hold secrets."""
 
-_PARAMETERS: Final = ("from", "until", "format", "group", "patience")
+_PARAMETERS: Final = ("from", "until", "format", "group", "patience", "client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,10 @@ class KafkaUri:
         The consumer group that is told what has been committed, or None.
     patience_seconds
         How long to wait for a broker that does not answer.
+    client
+        Which client reads it, or None: see `ingest.kafka_client.client_name`.
     security
-        Options of the client about the connection, without secrets.
+        Options of kafka-python about the connection, without secrets.
     """
 
     servers: tuple[str, ...]
@@ -71,6 +76,7 @@ class KafkaUri:
     format: str = "txt"
     group: str | None = None
     patience_seconds: float = DEFAULT_PATIENCE_SECONDS
+    client: str | None = None
     security: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -106,6 +112,8 @@ class KafkaUri:
             raise SourceError(uri, f"until must be end, not {given['until']!r}; leave it out to read on for ever")
         if given.get("format", "txt") not in FORMATS:
             raise SourceError(uri, f"format must be one of {', '.join(FORMATS)}, not {given['format']!r}")
+        if given.get("client", KAFKA_PYTHON) not in CLIENTS:
+            raise SourceError(uri, f"client must be one of {', '.join(CLIENTS)}, not {given['client']!r}")
         return KafkaUri(
             servers=tuple(_server(uri, server) for server in parts.netloc.split(",")),
             topic=topic,
@@ -114,11 +122,12 @@ class KafkaUri:
             format=given.get("format", "txt"),
             group=given.get("group") or None,
             patience_seconds=_seconds(uri, given.get("patience")),
+            client=given.get("client"),
             security={_SECURITY[name]: _option(name, value) for name, value in given.items() if name in _SECURITY},
         )
 
     def connection(self, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-        """Return the client's options about the connection: servers, protocol, credentials."""
+        """Return kafka-python's options about the connection: servers, protocol, credentials."""
         names = {option: name for name, option in _SECURITY.items()}
         from_environment = {
             option: _option(names.get(option, ""), environment[variable])

@@ -3,6 +3,7 @@
 #
 #   kafka.sh jars                print the folder of the broker's jars, fetched with Maven where that has not been done
 #   kafka.sh serve FOLDER PORT   run the broker, in this process, with its data in FOLDER; it goes on with what is there
+#   kafka.sh serve FOLDER PORT LISTENERS FILE   the same with more listeners (SSL://HOST:PORT,SASL_SSL://HOST:PORT) and properties
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -39,7 +40,8 @@ serve() {
     controller="$(free_port)"
     properties="$folder/server.properties"
     mkdir -p "$folder"
-    write_properties "$folder" "$port" "$controller" >"$properties"
+    write_properties "$folder" "$port" "$controller" "${3:+,$3}" >"$properties"
+    if [[ -n "${4:-}" ]]; then cat "$4" >>"$properties"; fi
     if [[ ! -f "$folder/log/meta.properties" ]]; then
         run "$jars" kafka.tools.StorageTool format --cluster-id exoflow-local-cluster --config "$properties" >/dev/null
     fi
@@ -51,9 +53,9 @@ write_properties() {
     cat <<END
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:$2,CONTROLLER://127.0.0.1:$3
-advertised.listeners=PLAINTEXT://127.0.0.1:$2
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$2,CONTROLLER://127.0.0.1:$3$4
+advertised.listeners=PLAINTEXT://127.0.0.1:$2$4
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@127.0.0.1:$3
 log.dirs=$1/log
@@ -96,9 +98,9 @@ free_port() {
 
 case "${1:-} $#" in
     "jars 1") jars ;;
-    "serve 3") serve "$2" "$3" ;;
+    "serve 3" | "serve 5") shift && serve "$@" ;;
     *)
-        echo "usage: $0 jars | serve FOLDER PORT" >&2
+        echo "usage: $0 jars | serve FOLDER PORT [LISTENERS FILE]" >&2
         exit 2
         ;;
 esac

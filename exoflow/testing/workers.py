@@ -378,8 +378,6 @@ class Workers(Process):
             self._executed(order.spec.id)
             self._world.note(f"{order.purpose} of {order.spec.id} runs")
         members = [len(given.cells) if given.grouped else None for given in attempt.inputs]
-        # How long a body takes is up to the seed.
-        job = dataclasses.replace(worker.make_job(order, self._workflow_id, _URI, members), timeout=None)
         job = worker.make_job(order, self._workflow_id, _URI, members, attempt.generation)
         # How long a body takes is for the seed to say.
         job = dataclasses.replace(job, timeout=None)
@@ -392,7 +390,7 @@ class Workers(Process):
             case Report():
                 return value, Produced(*attempt.name, outcome)
             case Failure():
-                return value, Failed(*attempt.name, outcome.error, outcome.not_done)
+                return value, Failed(*attempt.name, outcome.error, outcome.not_done, outcome.no_retry)
             case Settlement():
                 return value, Settled(*attempt.name, outcome.verdict, outcome.report)
             case Refusal():

@@ -16,7 +16,7 @@ from typing import Any
 import exoflow
 from exoflow.dag import Node
 from exoflow.effects import Cure, Done, NotDone, Unknown
-from exoflow.errors import EffectNotDone
+from exoflow.errors import EffectNotDone, NoRetry
 from exoflow.plan import Plan, build
 from exoflow.testing.outside import Break, outside
 
@@ -31,6 +31,10 @@ class Broke(Exception):
 
 class Closed(Broke):
     """What the body needs is out of order."""
+
+
+class Hopeless(Broke, NoRetry):
+    """A body raised and says that it will always do so."""
 
 
 class Vouched(EffectNotDone):
@@ -61,7 +65,10 @@ def made(stamp: int, size: int, inputs: Any) -> Made:
 
 def _raised(kind: type[Exception], inputs: Any) -> Exception:
     """Return an error of the running task: no two of them are the same."""
-    return kind(made(outside.draw(), 0, inputs))
+    stamp = outside.draw()
+    if kind is Broke and stamp % 4 == 0:
+        kind = Hopeless
+    return kind(made(stamp, 0, inputs))
 
 
 def _may_break(how: Break, inputs: Any) -> None:

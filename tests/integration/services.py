@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import socket
@@ -22,7 +23,9 @@ from typing import Any, Self
 
 import pytest
 from kafka import KafkaProducer
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import KafkaAdminClient, NewTopic, ScramMechanism, UserScramCredentialUpsertion
+
+from ingest.kafka_uri import CONFLUENT
 
 LOCAL = Path(__file__).parents[2] / "clusters" / "local"
 BUCKET = "exoflow"
@@ -179,6 +182,7 @@ class KafkaServer(Server):
         kafka_jars()
         self._folder = folder
         self._port = free_port()
+        self._more: list[object] = []
 
     @property
     def kafka(self) -> Kafka:
@@ -189,7 +193,7 @@ class KafkaServer(Server):
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "log").open("wb") as log:
             return subprocess.Popen(
-                [LOCAL / "kafka.sh", "serve", self._folder / "data", str(self._port)],
+                [LOCAL / "kafka.sh", "serve", self._folder / "data", str(self._port), *self._more],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -197,6 +201,58 @@ class KafkaServer(Server):
 
     def _answers(self) -> bool:
         return b"Kafka Server started" in (self._folder / "log").read_bytes()
+
+
+class SecureKafkaServer(KafkaServer):
+    """A Kafka broker with two more doors: one asks for a certificate, one for a password (`USER`); both show one.
+
+    Attributes
+    ----------
+    certificate, key : Path
+        What both sides show, and trust.
+    tls, sasl : Kafka
+        The broker behind each door.
+    """
+
+    USER = ("reader", "reader-secret")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.certificate, self.key = new_certificate(folder)
+        self.tls, self.sasl = (Kafka(f"127.0.0.1:{free_port()}") for _ in range(2))
+        store, properties = folder / "store.pem", folder / "more.properties"
+        store.write_text(self.key.read_text() + self.certificate.read_text())
+        lines = [
+            "ssl.keystore.type=PEM",
+            f"ssl.keystore.location={store}",
+            "ssl.truststore.type=PEM",
+            f"ssl.truststore.location={self.certificate}",
+            "listener.name.ssl.ssl.client.auth=required",
+            "sasl.enabled.mechanisms=SCRAM-SHA-256",
+            "listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config="
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+        ]
+        properties.write_text("\n".join(lines) + "\n")
+        self._more = [f"SSL://{self.tls.address},SASL_SSL://{self.sasl.address}", properties]
+
+    def start(self) -> None:
+        """Start it, and let it know the user."""
+        super().start()
+        user, password = self.USER
+        with self.kafka.admin() as admin:
+            knows = UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_256, password)
+            assert admin.alter_user_scram_credentials([knows]) == {user: None}
+
+
+def new_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a certificate for 127.0.0.1, which signs itself, and of its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    files = ["-keyout", key, "-out", certificate]
+    subprocess.run(["openssl", "req", "-x509", *curve, *names, *files], check=True, capture_output=True)
+    return certificate, key
 
 
 def program() -> str:
@@ -217,6 +273,17 @@ def _output_of(script: str, *arguments: str) -> str:
             pytest.fail(why)
         pytest.skip(why)
     return ran.stdout.strip()
+
+
+def use_client(name: str, patch: pytest.MonkeyPatch) -> str:
+    """Let sources read topics through a client; skip the test where it is not installed, outside CI."""
+    if name == CONFLUENT and importlib.util.find_spec("confluent_kafka") is None:
+        why = "confluent-kafka is not installed: pip install 'exoflow[confluent]'"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    patch.setenv("KAFKA_CLIENT", name)
+    return name
 
 
 def free_port() -> int:

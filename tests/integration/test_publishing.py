@@ -168,10 +168,10 @@ def assert_same_rows(seen: Seen, table: pa.Table) -> None:
             assert row == {name: value for name, value in rows[vertex].items() if name != "deleted"}
 
 
-def test_a_run_whose_sink_stays_in_trouble_has_failed_and_goes_on_when_resumed(
-    edges: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_finds_something_else_in_a_place_of_its_sink_has_failed_at_once(
+    edges: Path, published: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("graph_stream.publishing.RETRIES", 1)
+    """Nothing is tried again, for that would take minutes and change nothing; what to do is told, and helps."""
     out, store = tmp_path / "out", str(tmp_path / "store")
     in_the_way = out / file_name(EPOCHS)
 
@@ -180,13 +180,41 @@ def test_a_run_whose_sink_stays_in_trouble_has_failed_and_goes_on_when_resumed(
 
     told: list[str] = []
     pipeline = Pipeline(str(edges), columns="src,dst,op", epoch_edges=EPOCH_EDGES, publish=(str(out),), partitions=2)
-    with pytest.raises(exoflow.TaskFailed, match="not this run's") as failed:
+    with pytest.raises(exoflow.TaskFailed, match="not this run's; move it away, then resume the run") as failed:
         pipeline.run(run_id="r", store=store, progress=put_in_the_way, tell=told.append)
     assert failed.value.task == f"sink_1[{EPOCHS}]"
+    (text,) = told
+    assert f"epoch {EPOCHS} cannot be published" in text
+    assert in_the_way.name in text
+    in_the_way.unlink()
+    resumed_to_the_end(store, out, published)
+
+
+def test_a_run_whose_sink_stays_out_of_reach_has_failed_and_goes_on_when_resumed(
+    edges: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graph_stream.publishing.RETRIES", 1)
+    out, aside, store = tmp_path / "out", tmp_path / "aside", str(tmp_path / "store")
+
+    def take_away(row: Any) -> None:
+        if not aside.exists():
+            out.rename(aside)
+            out.write_bytes(b"no folder")
+
+    told: list[str] = []
+    pipeline = Pipeline(str(edges), columns="src,dst,op", epoch_edges=EPOCH_EDGES, publish=(str(out),), partitions=2)
+    with pytest.raises(exoflow.TaskFailed) as failed:
+        pipeline.run(run_id="r", store=store, progress=take_away, tell=told.append)
+    assert failed.value.task.startswith("sink_1[")
     assert exoflow.get_status("r", store=store) is exoflow.Status.FAILED
     assert len(told) == 2
-    assert all(f"epoch {EPOCHS} is not published" in text and in_the_way.name in text for text in told)
-    in_the_way.unlink()
+    assert all("is not published" in text for text in told)
+    out.unlink()
+    aside.rename(out)
+    resumed_to_the_end(store, out, published)
+
+
+def resumed_to_the_end(store: str, out: Path, published: Path) -> None:
     resume("r", store, partitions=1)
     for epoch in range(1, EPOCHS + 1):
         assert pq.read_table(out / file_name(epoch)).equals(pq.read_table(published / "all" / file_name(epoch)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from exoflow.storage import Store, open_store
 from exoflow.storage.backoff import Backoff
 from exoflow.storage.location import S3Location
 from exoflow.storage.s3 import PART_BYTES, S3Store
-from tests.integration.services import S3, S3Server
+from tests.integration.services import S3, S3Server, new_certificate
 from tests.storage_contract import StoreContract
 
 HURRIED = Backoff(tries=3, first_seconds=0.01)
@@ -204,11 +203,7 @@ def test_missing_credentials_are_named(s3, monkeypatch, tmp_path):
 
 
 def test_the_certificate_of_the_server_is_checked_against_what_the_user_trusts(s3, tmp_path, monkeypatch):
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    files = ["-keyout", key, "-out", certificate]
-    subprocess.run(["openssl", "req", "-x509", *curve, *names, *files], check=True, capture_output=True)
+    certificate, key = new_certificate(tmp_path)
     with S3Server(tmp_path / "server", tls=(certificate, key)) as server:
         location = S3Location.parse(server.s3.new_store())
         with pytest.raises(StorageUnavailable, match="certificate verify failed"):

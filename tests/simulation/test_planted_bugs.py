@@ -426,7 +426,7 @@ PLANTED: dict[str, tuple[int, type, Faults | None]] = {
     "replay skipped": (200, NoReplay, None),
     "survivors not rolled back": (60, SurvivorsGoOn, DYING_MEMBERS),
     "calls of a state that is gone": (60, AnyCallGoes, None),
-    "stale capture": (400, StaleCapture, None),
+    "stale capture": (1000, StaleCapture, None),
     "iterations past a stop": (60, PastTheStop, None),
     "effect before its intent": (60, EffectBeforeItsIntent, None),
     "effect on uncommitted inputs": (60, EffectOnUncommittedInputs, None),

@@ -111,8 +111,8 @@ class World:
     def lose(self) -> None:
         self.tell(Lost(self.last.spec.id, self.last.attempt, "killed"))
 
-    def fail(self, *, not_done: bool = False) -> None:
-        self.tell(Failed(self.last.spec.id, self.last.attempt, "Boom", not_done))
+    def fail(self, *, not_done: bool = False, no_retry: bool = False) -> None:
+        self.tell(Failed(self.last.spec.id, self.last.attempt, "Boom", not_done, no_retry))
 
     def settle(self, verdict: Verdict) -> None:
         report = Report(OUTPUT) if verdict is Verdict.DONE else None
@@ -278,6 +278,28 @@ def test_a_body_that_vouches_for_no_effect_leaves_no_doubt():
     again = World(send.bind(), [record for record in world.records if not isinstance(record, Finished)])
     again.land()
     assert again.last.purpose is Purpose.BODY
+
+
+def test_an_error_that_no_retry_helps_against_ends_the_workflow_at_once():
+    """Whatever retries are left; and who resumes it tries again."""
+    world = begun(send.options(idempotent=True, retries=9, backoff=60.0))
+    world.fail(no_retry=True)
+    world.land()
+    assert world.end is not None
+    assert (world.end.status, world.end.error) == (Status.FAILED, "Boom")
+    again = World(send.options(idempotent=True).bind(), [each for each in world.records if isinstance(each, Intended)])
+    assert again.last.key == world.last.key
+
+
+def test_an_error_that_no_retry_helps_against_still_leaves_a_doubt_to_be_settled():
+    world = begun(ROLLBACK.options(retries=9))
+    world.fail(no_retry=True)
+    assert world.last.purpose is Purpose.ROLLBACK
+    world.settle(Verdict.UNDONE)
+    world.land()
+    world.land()
+    assert world.end is not None
+    assert world.end.status is Status.FAILED
 
 
 @pytest.mark.parametrize("cure", [Verdict.NOT_DONE, Verdict.UNDONE])

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import exoflow
 from exoflow.codec import encode
 from exoflow.plan import build
 from exoflow.storage import MemoryStore
-from exoflow.worker import Failure, Job, Member
+from exoflow.worker import Failure, Job, Member, run_task
 
 
 @pytest.fixture
@@ -44,3 +45,25 @@ def test_code_that_cannot_be_imported_is_told_by_the_first_call(actor_module, mo
     assert isinstance(outcome, Failure)
     assert "could not be started" in outcome.error
     assert actor_module in outcome.error
+
+
+@exoflow.task(catch_exceptions=True, retries=5)
+def hopeless() -> None:
+    message = "closed for good"
+    raise exoflow.NoRetry(message)
+
+
+@pytest.mark.parametrize(
+    ("last", "repeats", "caught"), [(False, False, True), (False, True, False), (True, False, True)]
+)
+def test_an_error_that_no_retry_helps_against_is_caught_where_the_last_one_would_be(last, repeats, caught):
+    (spec,) = build(hopeless.bind()).tasks
+    arguments = encode([[], {}])
+    job = Job("w", "", "hopeless", 0, 0, "", True, arguments, (), spec.code, catches=True, last=last, repeats=repeats)
+    value, outcome = run_task(job, (), MemoryStore())
+    if caught:
+        assert value[0] is None
+        assert isinstance(value[1], exoflow.NoRetry)
+    else:
+        assert isinstance(outcome, Failure)
+        assert outcome.no_retry

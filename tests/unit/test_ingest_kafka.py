@@ -1,6 +1,7 @@
 """What needs no broker: URIs, messages, patience, and when epochs close."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ingest import SourceError, open_source
 from ingest.formats import parse_columns
+from ingest.kafka_client import client_name
 from ingest.kafka_uri import KafkaUri
 from ingest.messages import MessageParser
 from ingest.parse import layout_of, parse_lines
@@ -23,7 +25,7 @@ from ingest.schedule import Schedule
 def test_what_a_uri_says():
     parsed = KafkaUri.parse(
         "kafka://one:9092,[::1]:9093/my%20topic?from=2026-11-22T00:00:00Z&until=end&format=json&group=g&patience=5"
-        "&security.protocol=SASL_SSL&ssl.check.hostname=false"
+        "&client=confluent&security.protocol=SASL_SSL&ssl.check.hostname=false"
     )
     assert parsed == KafkaUri(
         ("one:9092", "[::1]:9093"),
@@ -33,6 +35,7 @@ def test_what_a_uri_says():
         "json",
         "g",
         5.0,
+        "confluent",
         {"security_protocol": "SASL_SSL", "ssl_check_hostname": False},
     )
     assert KafkaUri.parse("kafka://h:1/t") == KafkaUri(("h:1",), "t")
@@ -74,6 +77,7 @@ def test_the_environment_says_how_to_connect_where_the_uri_does_not_and_alone_ho
         ("kafka://h:1/t?from=nan", "no time after 1970"),
         ("kafka://h:1/t?patience=long", "patience must be seconds"),
         ("kafka://h:1/t?patience=nan", "patience must be seconds"),
+        ("kafka://h:1/t?client=java", "client must be one of kafka-python, confluent"),
         ("kafka://h:1/t?group=a&group=b", "is given twice"),
         ("kafka://h:1/t?topic=t", "unknown parameter 'topic'; known are from, until"),
     ],
@@ -91,13 +95,70 @@ def test_a_secret_in_a_uri_is_refused_without_being_shown(uri):
     assert "hidden" not in str(caught.value)
 
 
-def test_the_client_is_imported_when_a_topic_is_read_and_no_sooner(monkeypatch):
-    """Also in a process that has opened the source, and one that has no client is told what to install."""
-    code = "import sys, ingest; ingest.open_source('kafka://h:1/t'); sys.exit('kafka' in sys.modules)"
+def test_a_client_is_imported_when_a_topic_is_read_and_no_sooner():
+    """Also in a process that has opened the source."""
+    code = """
+import sys, ingest
+ingest.open_source('kafka://h:1/t')
+sys.exit('kafka' in sys.modules or 'confluent_kafka' in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    monkeypatch.setitem(sys.modules, "kafka", None)
-    with pytest.raises(SourceError, match=r"pip install 'exoflow\[kafka\]'"):
-        open_source("kafka://h:1/t")
+
+
+PYTHON, CONFLUENT = "kafka", "confluent_kafka"
+
+
+@pytest.mark.parametrize(
+    ("installed", "query", "variable", "expected"),
+    [
+        ({PYTHON}, "", "", "kafka-python"),
+        ({PYTHON, CONFLUENT}, "", "", "confluent"),
+        ({CONFLUENT}, "", "", "confluent"),
+        ({PYTHON, CONFLUENT}, "?client=kafka-python", "", "kafka-python"),
+        ({PYTHON, CONFLUENT}, "", "kafka-python", "kafka-python"),
+        ({PYTHON, CONFLUENT}, "?client=confluent", "kafka-python", "confluent"),
+        (set(), "", "", "needs the extra kafka: pip install 'exoflow[kafka]'"),
+        ({PYTHON}, "?client=confluent", "", "needs the extra confluent: pip install 'exoflow[confluent]'"),
+        ({PYTHON}, "", "confluent", "needs the extra confluent: pip install 'exoflow[confluent]'"),
+        ({PYTHON}, "", "java", "KAFKA_CLIENT must be one of kafka-python, confluent, not 'java'"),
+    ],
+)
+def test_which_client_reads(installed, query, variable, expected, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
+    uri = f"kafka://h:1/t{query}"
+
+    def chosen() -> str:
+        return client_name(uri, KafkaUri.parse(uri), {"KAFKA_CLIENT": variable})
+
+    if " " not in expected:
+        assert chosen() == expected
+    else:
+        with pytest.raises(SourceError, match=re.escape(expected)):
+            chosen()
+
+
+def test_what_one_client_is_told_the_other_is_told_too():
+    pytest.importorskip("confluent_kafka")
+    from ingest.kafka_confluent import librdkafka_options
+
+    environment = {
+        f"KAFKA_{name}": name.lower()
+        for name in ("SECURITY_PROTOCOL", "SASL_MECHANISM", "SASL_USERNAME", "SASL_PASSWORD")
+    }
+    environment |= {"KAFKA_SSL_CAFILE": "ca", "KAFKA_SSL_CERTFILE": "both", "KAFKA_SSL_PASSWORD": "key's"}
+    told = KafkaUri.parse("kafka://h:1,g:2/t?ssl.check.hostname=no").connection(environment)
+    assert librdkafka_options(told) == {
+        "bootstrap.servers": "h:1,g:2",
+        "security.protocol": "security_protocol",
+        "sasl.mechanism": "sasl_mechanism",
+        "sasl.username": "sasl_username",
+        "sasl.password": "sasl_password",
+        "ssl.ca.location": "ca",
+        "ssl.certificate.location": "both",
+        "ssl.key.location": "both",
+        "ssl.key.password": "key's",
+        "ssl.endpoint.identification.algorithm": "none",
+    }
 
 
 # --- messages -----------------------------------------------------------------------------------------------

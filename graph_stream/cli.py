@@ -28,7 +28,7 @@ from graph_stream.errors import GraphStreamError
 from graph_stream.ledger import EVENT_TIME_COLUMNS
 from graph_stream.memory import parse_size
 from graph_stream.progress import Meter
-from ingest import IDLE_SECONDS, ON_LOST_OFFSET, IngestError
+from ingest import IDLE_SECONDS, IDS, ON_LOST_OFFSET, IngestError
 from spark.session import SparkUnavailable
 
 EPOCH_EDGES, MAX_EPOCH_EDGES = 10_000, 1_000_000
@@ -98,6 +98,7 @@ def cli() -> None:
     help="File, folder, watch://, follow://, kafka:// or rmat:// URI.",
 )
 @click.option("--columns", default="src,dst", help="src,dst[,time][,op] in the order of the file.")
+@click.option("--ids", type=click.Choice(IDS), default="int64", help="What src and dst hold: numbers, or names.")
 @click.option(
     "--algorithm",
     type=click.Choice(list(ALGORITHMS)),
@@ -304,12 +305,15 @@ def top(run_id: str, store: str, epoch: int | None, algorithm: str | None, k: in
 
 def format_top(ranked: list[dict[str, Any]]) -> str:
     """Return a table of ranked vertices, and below it how much of it is proven."""
+    from graph_stream.quarantine import as_printed
+
     marks = {True: "proven", False: "-"}
+    shown = [as_printed(row["vertex"]) for row in ranked]
     lines = [f"{'rank':>5} {'vertex':>20} {'influence':>14} {'+/-':>10} {'in top':>7} {'order':>7}"]
     lines += [
-        f"{rank:>5} {row['vertex']:>20} {row['influence']:>14.4f} {row['error_bound']:>10.2g} "
+        f"{rank:>5} {vertex:>20} {row['influence']:>14.4f} {row['error_bound']:>10.2g} "
         f"{marks[row['proven']]:>7} {marks[row['in_order']]:>7}"
-        for rank, row in enumerate(ranked, 1)
+        for rank, (vertex, row) in enumerate(zip(shown, ranked, strict=True), 1)
     ]
     members, ordered = (sum(row[name] for row in ranked) for name in ("proven", "in_order"))
     lines.append(
@@ -375,8 +379,8 @@ def _exact(
     with tempfile.TemporaryDirectory(prefix="exoflow-spark-") as scratch:
         steps = SparkSteps(Path(scratch), master)
         try:
-            with runs.batch_files(opened, chosen, Path(scratch)) as inputs:
-                done = offline.compute_exact(steps, inputs, output, uuid.uuid4().hex, parameters)
+            with runs.batch_files(opened, chosen, Path(scratch)) as inputs, runs.name_files(opened, chosen) as names:
+                done = offline.compute_exact(steps, inputs, output, uuid.uuid4().hex, parameters, names)
         finally:
             steps.close()
     found = None
@@ -453,7 +457,7 @@ def replay_quarantine(run_id: str, store: str, epoch: int | None, out: Path) -> 
     from graph_stream import replay, runs
 
     opened = runs.open_run(run_id, store)
-    done = replay.replay_to_file(runs.bad_records(opened, epoch), opened.config.columns, out)
+    done = replay.replay_to_file(runs.bad_records(opened, epoch), opened.config.columns, out, opened.config.ids)
     click.echo(f"{done.written} records -> {out}", err=True)
     for line in done.notes():
         click.echo(line, err=True)

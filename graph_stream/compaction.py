@@ -9,34 +9,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, Protocol, Self, TypeVar
 
-from graph_stream.snapshot import Entry, Manifest, plan_compaction
+Entry = TypeVar("Entry")
+"""What says where an object is, and what it covers."""
+
+
+class Manifest(Protocol[Entry]):
+    """A list of adjacent entries, which never changes."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The entries in order."""
+        ...
+
+    def due(self) -> slice | None:
+        """Return which entries to merge next, None if nothing is due."""
+        ...
+
+    def replace(self, merged: Entry, /) -> Self:
+        """Return a manifest with the entries that ``merged`` covers replaced by it."""
+        ...
+
+
+Entries = TypeVar("Entries", bound=Manifest)  # type: ignore[type-arg]  # of the entries that it is given
 
 MOST_ENTRIES = 64
 """A manifest this long waits: objects come faster than they are merged."""
 
-Merge = Callable[[tuple[Entry, ...]], Entry]
-"""Merges adjacent entries into one, reading and writing their objects."""
 
-
-class Compaction:
+class Compaction(Generic[Entry]):
     """At most one merge under way, of the entries of one manifest.
 
     Parameters
     ----------
     merge : callable
-        Does one; called in a thread of its own.
+        Merges adjacent entries into one, reading and writing their objects; called in a thread of its own.
     most_entries : int
         From this length on a manifest waits for the merge under way.
     """
 
-    def __init__(self, merge: Merge, most_entries: int = MOST_ENTRIES) -> None:
+    def __init__(self, merge: Callable[[tuple[Entry, ...]], Entry], most_entries: int = MOST_ENTRIES) -> None:
         self._merge = merge
         self._most_entries = most_entries
         self._pool = ThreadPoolExecutor(1, "compaction")
         self._under_way: Future[Entry] | None = None
 
-    def next(self, manifest: Manifest, *, settle: bool = False) -> Manifest:
+    def next(self, manifest: Entries, *, settle: bool = False) -> Entries:
         """Return the manifest with what has been merged since the last call, and begin the next merge if one is due.
 
         Parameters
@@ -53,13 +72,13 @@ class Compaction:
         """
         while True:
             manifest = self._with_merged(manifest, wait=settle or len(manifest.entries) >= self._most_entries)
-            if self._under_way is None and (due := plan_compaction(manifest)) is not None:
+            if self._under_way is None and (due := manifest.due()) is not None:
                 self._under_way = self._pool.submit(self._merge, manifest.entries[due])
             waits = self._under_way is not None and len(manifest.entries) >= self._most_entries
             if not waits and not (settle and self._under_way is not None):
                 return manifest
 
-    def _with_merged(self, manifest: Manifest, *, wait: bool) -> Manifest:
+    def _with_merged(self, manifest: Entries, *, wait: bool) -> Entries:
         merge = self._under_way
         if merge is None or not (wait or merge.done()):
             return manifest

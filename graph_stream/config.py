@@ -11,9 +11,9 @@ from typing import Any
 from graph_stream.algorithms import ALGORITHMS, Parameters, Weights
 from graph_stream.errors import ConfigError
 from graph_stream.eventtime import EventTime
-from graph_stream.personalization import read_weights, sha256_of
+from graph_stream.personalization import NamedWeights, read_named_weights, read_weights, sha256_of
 from graph_stream.targets import Target, absolute
-from ingest import IDLE_SECONDS, ON_LOST_OFFSET
+from ingest import IDLE_SECONDS, IDS, ON_LOST_OFFSET
 
 CHECKPOINTS = ("none", "async", "sync")
 MIN_EPOCH_SECONDS = 0.01
@@ -72,6 +72,8 @@ class RunConfig:
         What sources settled when the run began, by URI: not asked for, but found, and the same in every resume.
     publish : tuple of str
         Where each committed epoch is published to; see `graph_stream.targets`.
+    ids : {"int64", "string"}
+        What vertices are known by: numbers, or names (`graph_stream.naming`).
 
     Raises
     ------
@@ -106,6 +108,7 @@ class RunConfig:
     on_lost_offset: str = "fail"
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     publish: tuple[str, ...] = ()
+    ids: str = "int64"
 
     def __post_init__(self) -> None:
         if isinstance(self.algorithm, str):
@@ -137,6 +140,9 @@ class RunConfig:
         if self.on_lost_offset not in ON_LOST_OFFSET:
             message = f"on-lost-offset must be one of {', '.join(ON_LOST_OFFSET)}, got {self.on_lost_offset!r}"
             raise ConfigError(message)
+        if self.ids not in IDS:
+            message = f"ids must be one of {', '.join(IDS)}, got {self.ids!r}"
+            raise ConfigError(message)
         if self.partitions > 256:
             message = f"partitions must be at most 256, got {self.partitions}"
             raise ConfigError(message)
@@ -165,7 +171,9 @@ class RunConfig:
         event_time = EventTime.of_seconds(self.window, self.allowed_lateness)
         weights = Weights.none()
         if self.personalization is not None and self.personalization_sha256 is not None:
-            weights = read_weights(self.personalization, self.personalization_sha256)
+            named = self.named_weights()
+            digest = self.personalization_sha256
+            weights = read_weights(self.personalization, digest) if named is None else named.weights
         return tuple(
             Parameters(
                 name,
@@ -178,11 +186,22 @@ class RunConfig:
             for name in self._known_algorithms()
         )
 
+    def named_weights(self) -> NamedWeights | None:
+        """Return the weights of vertices that are known by names, None where there are none; raises ConfigError."""
+        if self.personalization is None or self.personalization_sha256 is None or not self.has_names:
+            return None
+        return read_named_weights(self.personalization, self.personalization_sha256)
+
     @property
     def is_paced(self) -> bool:
         """Whether epochs close by a schedule."""
         # With a target of staleness it is records that keep to the rate, not epochs.
         return (self.rate is not None and self.target_staleness is None) or self.epoch_seconds is not None
+
+    @property
+    def has_names(self) -> bool:
+        """Whether vertices are known by names."""
+        return self.ids == "string"
 
     @property
     def has_event_time(self) -> bool:
@@ -298,6 +317,7 @@ _NEWER: dict[str, Any] = {
     "on_lost_offset": "fail",
     "settled": {},
     "publish": [],
+    "ids": "int64",
 }
 """Options with defaults that are left out of the JSON form, so that an older run's plan stays what it was."""
 

@@ -216,15 +216,19 @@ def _flush(producer: KafkaProducer, failed: list[Exception]) -> None:
 
 
 def _records(publication: Publication) -> Iterator[tuple[bytes, bytes | None]]:
-    """Yield key and value of every row; a vertex that left has no value, which compaction takes for its end."""
+    """Yield key and value of every row; a vertex that left has no value, which compaction takes for its end.
+
+    The key is the vertex as JSON has it: of a name with its quotes, so that it is never that of a marker.
+    """
     epoch, algorithm = publication.marker.epoch, json.dumps(publication.marker.algorithm)
     names = ("vertex", "influence", "error_bound", "deleted")
     for vertex, influence, bound, deleted in zip(*(publication.rows[name].to_pylist() for name in names), strict=True):
+        key = json.dumps(vertex, ensure_ascii=False)
         shown = (
-            f'{{"epoch":{epoch},"vertex":{vertex},"influence":{influence!r},'
+            f'{{"epoch":{epoch},"vertex":{key},"influence":{influence!r},'
             f'"error_bound":{repr(bound) if math.isfinite(bound) else "null"},"algorithm":{algorithm}}}'
         )
-        yield b"%d" % vertex, None if deleted else shown.encode()
+        yield key.encode(), None if deleted else shown.encode()
 
 
 def _json(shown: Any) -> bytes:

@@ -75,7 +75,7 @@ def epoch_row(
         "memory_bytes": sum(each["resident"] for each in held),
         "peak_memory_bytes": sum(each["peak"] for each in held),
         "offsets": cut["offsets"],
-        **({"quarantine": cut["quarantine"]} if "quarantine" in cut else {}),
+        **{name: cut[name] for name in ("quarantine", "names") if name in cut},
         **_staleness_of(cut, published_at),
         **several,
         **_event_time_of(summary),

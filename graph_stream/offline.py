@@ -23,6 +23,7 @@ from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
 from graph_stream.graph import PartitionState
+from graph_stream.namestore import Dictionary
 from graph_stream.partition import load
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
@@ -91,14 +92,29 @@ def batch_inputs(
     return [(str(path), last_epoch) for path, last_epoch in files]
 
 
+def name_inputs(dictionary: Dictionary, path_of: Callable[[exoflow.Blob], Path | None]) -> list[str]:
+    """Return the files of a dictionary, for a Spark job."""
+    return [str(path_of(part.blob)) for part in dictionary.entries]
+
+
 def compute_exact(
-    steps: SparkSteps, inputs: Sequence[tuple[str, int]], output: Path, key: str, parameters: Parameters
+    steps: SparkSteps,
+    inputs: Sequence[tuple[str, int]],
+    output: Path,
+    key: str,
+    parameters: Parameters,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compute the exact answer into ``output``, once; return ``path``, ``seconds`` and the job's manifest."""
+    """Compute the exact answer into ``output``, once; return ``path``, ``seconds`` and the job's manifest.
+
+    ``names`` are the files of the dictionary of a run with names.
+    """
     from spark.jobs.ranking import main
 
     weights = dict(zip(parameters.weights.vertex.tolist(), parameters.weights.weight.tolist(), strict=True))
-    options = {"algorithm": parameters.algorithm, "factor": parameters.factor, "weights": weights}
+    options: dict[str, Any] = {"algorithm": parameters.algorithm, "factor": parameters.factor, "weights": weights}
+    if names:
+        options["names"] = names
     done = steps.run(main, inputs, output, key, **options)
     manifest = json.loads((Path(done["path"]) / "_manifest.json").read_text(encoding="utf-8"))
     return {**done, "manifest": manifest}
@@ -106,9 +122,10 @@ def compute_exact(
 
 def compare_with(state: PartitionState, ranking: int, e: float, folder: Path, relative_error: float) -> Comparison:
     """Compare a ranking of a rebuilt online state with the exact answer in a batch's output folder."""
-    exact = pq.read_table(folder, columns=["vertex", "influence"])
+    exact = pq.read_table(folder)
+    number = exact["number" if "number" in exact.column_names else "vertex"].to_numpy()
     vertex, influence = state.scores(ranking)
-    return compare(vertex, influence, e, exact["vertex"].to_numpy(), exact["influence"].to_numpy(), relative_error)
+    return compare(vertex, influence, e, number, exact["influence"].to_numpy(), relative_error)
 
 
 def output_name(epoch: int, config: RunConfig, ranking: int) -> str:
@@ -125,8 +142,16 @@ class Batches:
         self._scratch = tempfile.TemporaryDirectory(prefix="exoflow-spark-")
         self._steps = SparkSteps(Path(self._scratch.name), f"local[{threads}]")
 
-    def compute(self, config: dict[str, Any], epoch: int, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def compute(
+        self,
+        config: dict[str, Any],
+        epoch: int,
+        states: Sequence[dict[str, Any]],
+        reader: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Compute the exact answer of an epoch, for each ranking, and compare the online one with it.
+
+        In a run with names ``reader`` is the state that has them.
 
         Returns
         -------
@@ -138,7 +163,7 @@ class Batches:
         options = RunConfig.from_json(config)
         parameters = options.parameters()
         try:
-            exact = [self._exact(options, ranking, epoch, states) for ranking in range(len(parameters))]
+            exact = [self._exact(options, ranking, epoch, states, reader) for ranking in range(len(parameters))]
         except SparkUnavailable as error:
             return {"epoch": epoch, "error": str(error)}
         state = PartitionState(parameters)
@@ -153,10 +178,18 @@ class Batches:
         several = {"rankings": rows} if len(rows) > 1 else {}
         return {**rows[0], "within_bound": all(row["within_bound"] for row in rows), **several}
 
-    def _exact(self, options: RunConfig, ranking: int, epoch: int, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _exact(
+        self,
+        options: RunConfig,
+        ranking: int,
+        epoch: int,
+        states: Sequence[dict[str, Any]],
+        reader: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         context = exoflow.context()
         output = context.object_path(output_name(epoch, options, ranking))
         assert output is not None
         key = context.idempotency_key if ranking == 0 else f"{context.idempotency_key}-{ranking}"
         inputs = batch_inputs(states, context.blob_path)
-        return compute_exact(self._steps, inputs, output, key, options.parameters()[ranking])
+        names = [] if reader is None else name_inputs(Dictionary.from_json(reader["names"]), context.blob_path)
+        return compute_exact(self._steps, inputs, output, key, options.parameters()[ranking], names)

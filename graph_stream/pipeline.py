@@ -31,6 +31,7 @@ from graph_stream import ledger, memory, offline, publishing, sources
 from graph_stream.config import RunConfig
 from graph_stream.epoch import EpochResult, combine
 from graph_stream.errors import ConfigError
+from graph_stream.naming import NamingReader
 from graph_stream.partition import Partition
 from graph_stream.reader import RATE_HINT, Reader
 from ingest import Source, SourceError, group_mirror
@@ -51,7 +52,8 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     # In sync, position, delta and answer are one commit: the first two ride along with the third, and the
     # next epoch's computation waits for it.
     behind = "async" if mode == "sync" else mode
-    reader = Reader.options(name="reader", checkpoint=behind).bind(config)
+    reading = NamingReader if options.has_names else Reader
+    reader = reading.options(name="reader", checkpoint=behind).bind(config)
     partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
 
     # The first record is read, and a clock starts, when everybody is ready: starting up is no latency.
@@ -66,12 +68,14 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     if mode == "sync":
         carry >> applied
     published = publish.options(checkpoint=mode).bind(config, carry, cut, applied)
+    # What is told in names needs the dictionary of the epoch.
+    states = [applied.snapshot(), cut.snapshot()] if options.has_names else [applied.snapshot()]
     if options.batch_every is not None and i % options.batch_every == 0:
         batches = offline.Batches.options(name="batches").bind(options.threads)
-        published.also(batches.compute.options(name="batch").bind(config, i, applied.snapshot()))
+        published.also(batches.compute.options(name="batch").bind(config, i, *states))
     if options.target_staleness is not None:
         published.also(reader.answered.options(checkpoint="none", query=True).bind(published))
-    published.also(*publishing.branches(options, i, published, applied))
+    published.also(*publishing.branches(options, i, published, states))
     return published
 
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from graph_stream.certificate import error_bound
 from graph_stream.changed import Best, Changed
+from graph_stream.namelist import NameList
+from ingest import as_text
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -88,7 +90,18 @@ class Publication:
 
     marker: Marker
     rows: pa.Table
-    """With `ROWS_SCHEMA`, by vertex, each once."""
+    """With `ROWS_SCHEMA`, by vertex, each once; in names in the order in which these first came."""
+
+    def in_names(self, names: NameList) -> Publication:
+        """Return the same with names in the place of their numbers."""
+        return Publication(self.marker, with_names(self.rows, names))
+
+
+def with_names(rows: pa.Table, names: NameList) -> pa.Table:
+    """Return a table whose column ``vertex`` holds names in the place of their numbers."""
+    place = rows.schema.get_field_index("vertex")
+    vertex = as_text(names.take(rows["vertex"].to_numpy()))
+    return rows.set_column(place, pa.field("vertex", vertex.type, nullable=False), vertex)
 
 
 def encode_share(changed: Changed, *, best_only: bool) -> bytes:

@@ -16,6 +16,8 @@ from graph_stream import ledger
 from graph_stream.changed import Changed
 from graph_stream.config import RunConfig
 from graph_stream.errors import ConfigError, SinkConflict, SinkUnavailable
+from graph_stream.namelist import NameList
+from graph_stream.namestore import Dictionary, load
 from graph_stream.publication import Marker, Publication, assemble, encode_share
 from graph_stream.sinks import Sink, open_sink
 
@@ -28,14 +30,17 @@ TIMEOUT_SECONDS = 900.0
 """After which one attempt is ended from outside."""
 
 
-def branches(config: RunConfig, epoch: int, published: CallNode, applied: CallNode) -> list[exoflow.Node]:
-    """Return the nodes that publish an epoch, one for each of the run's sinks."""
+def branches(config: RunConfig, epoch: int, published: CallNode, states: Sequence[Any]) -> list[exoflow.Node]:
+    """Return the nodes that publish an epoch, one for each of the run's sinks.
+
+    ``states`` are the snapshots of the members, and in a run with names of the reader.
+    """
     shown = config.to_json()
     return [
         Publisher.options(name=f"sink_{number}")
         .bind(shown, number)
         .publish.options(name=f"sink_{number}", retries=RETRIES, backoff=BACKOFF_SECONDS, timeout=TIMEOUT_SECONDS)
-        .bind(epoch, published, applied.snapshot())
+        .bind(epoch, published, *states)
         .in_turn(max_behind=MAX_BEHIND)
         for number in range(1, len(config.publish) + 1)
     ]
@@ -52,9 +57,12 @@ class Publisher:
         self._scale = options.parameters()[self._ranking].scale
         self._sink: Sink | None = None
         self._in_trouble = False
+        self._names = NameList()
 
-    def publish(self, epoch: int, row: dict[str, Any], states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Publish an epoch, unless that has been done.
+    def publish(
+        self, epoch: int, row: dict[str, Any], states: Sequence[dict[str, Any]], reader: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Publish an epoch, unless that has been done; in a run with names ``reader`` is the state that has them.
 
         Returns
         -------
@@ -85,6 +93,10 @@ class Publisher:
         )
         shares = [context.read_blob(state["shares"][str(self._ranking)]) for state in states]
         publication = assemble(shares, marker, self._scale)
+        if reader is not None:
+            # Epochs come in turn: what is new of the dictionary is read, and the rest kept.
+            load(Dictionary.from_json(reader["names"]), context.read_blob, self._names)
+            publication = publication.in_names(self._names)
         self._offer(publication)
         return {"epoch": epoch, "rows": publication.marker.rows, "deleted": publication.marker.deleted}
 

@@ -116,11 +116,14 @@ def as_line(epoch: int, record: BadRecord) -> str:
     """Return a bad record as one line that is safe to print: what it holds is escaped, and cut where it is long."""
     text = record.raw.decode(errors="backslashreplace")
     more = "..." if record.cut or len(text) > _SHOWN_CHARACTERS else ""
-    escaped = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:_SHOWN_CHARACTERS]
-    )
+    escaped = as_printed(text[:_SHOWN_CHARACTERS])
     place = f"{record.split}, {record.offset}"
     return f"{epoch:>7}  {record.source}  {place}: {record.reason}: {escaped}{more}"
+
+
+def as_printed(value: object) -> str:
+    """Return a value as text that is safe to print: what would move the cursor is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
 
 
 def _digest(data: bytes) -> str:

@@ -45,9 +45,8 @@ RATE_HINT = "records_per_second"
 """A hint: the pace of this owner, in place of the recorded one."""
 
 
-@exoflow.actor(deterministic=True, num_cpus=0)
-class Reader:
-    """Reads the sources of one run."""
+class CuttingReader:
+    """Reads the sources of one run; see `Reader`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = RunConfig.from_json(config)
@@ -97,7 +96,7 @@ class Reader:
             When a source cannot be read; nothing is lost, the epoch was not cut.
         """
         began = time.time()
-        batch = self._reader.read(self._reader.start() if self._position is None else self._position)
+        batch = self._numbered(self._reader.read(self._reader.start() if self._position is None else self._position))
         # Behind the cut nobody needs the bad records: they do not travel with the good ones.
         self._ready[epoch] = (dataclasses.replace(batch, bad=[]), began, time.time())
         since = {}
@@ -139,7 +138,7 @@ class Reader:
             began = time.time()
             if self._again is None:
                 self._again = EpochReader(sources.opened(self._config, self._tell), self._config.epoch_edges)
-            ready = (sources.records_of(self._again, cut), began, time.time())
+            ready = (self._known(sources.records_of(self._again, cut), epoch, cut), began, time.time())
         batch, began, ended = ready
         scheduled = ended if cut.get("due") is None else cut["due"]
         if self._rate is not None and self._pacing is None:
@@ -164,6 +163,16 @@ class Reader:
         for uri, captured in state.get("over", {}).items():
             self._over[uri].restore(captured, exoflow.context().read_blob)
 
+    def _numbered(self, batch: EpochBatch) -> EpochBatch:
+        """Return an epoch that is cut for the first time with the numbers by which the graph knows its vertices."""
+        return batch
+
+    def _known(
+        self, records: EpochBatch | ingest.Records, epoch: int, cut: dict[str, Any]
+    ) -> EpochBatch | ingest.Records:
+        """Return the records of an epoch that was cut before with the same numbers as then."""
+        return records
+
     def _event_time_state(self) -> dict[str, int]:
         return {"watermark": self._watermark} if self._config.has_event_time else {}
 
@@ -177,6 +186,11 @@ class Reader:
             f"the first is at {first.split}, offset {first.offset}: {first.reason}"
         )
         raise TooManyBadRecords(message)
+
+
+@exoflow.actor(deterministic=True, num_cpus=0)
+class Reader(CuttingReader):
+    """Reads the sources of one run, whose ids are numbers; see `graph_stream.naming` for names."""
 
 
 def _put_into_quarantine(epoch: int, batch: EpochBatch) -> dict[str, str]:

@@ -60,7 +60,9 @@ class Replayed:
         self.first_left_out.setdefault(why, f"{place} ({detail})" if detail else place)
 
 
-def replay_to_file(bad: Iterable[tuple[int, list[BadRecord]]], columns: str, path: Path) -> Replayed:
+def replay_to_file(
+    bad: Iterable[tuple[int, list[BadRecord]]], columns: str, path: Path, ids: str = "int64"
+) -> Replayed:
     """Write bad records, given by epoch, to a new file, whole or not at all; its suffix says which: see `replay`.
 
     Raises
@@ -75,18 +77,18 @@ def replay_to_file(bad: Iterable[tuple[int, list[BadRecord]]], columns: str, pat
         message = f"{path} is there, and may hold records that were mended: choose another name"
         raise ConfigError(message)
     with written_whole(path) as part, part.open("wb") as out:
-        done = replay((record for _, records in bad for record in records), path.suffix, columns, out)
+        done = replay((record for _, records in bad for record in records), path.suffix, columns, out, ids)
         if done.other_forms and not done.written and not done.left_out:
             message = f"there are no {path.suffix} records to be written to {path}; {'; '.join(done.notes())}"
             raise ConfigError(message)
     return done
 
 
-def replay(records: Iterable[BadRecord], form: str, columns: str, out: BinaryIO) -> Replayed:
+def replay(records: Iterable[BadRecord], form: str, columns: str, out: BinaryIO, ids: str = "int64") -> Replayed:
     """Write the bad records of one form, one a line, in their order.
 
     Lines of CSV go by the header of their file: it comes first. Without one a header of our own does, for else a
-    first line that is still bad would be taken for it.
+    first line that is still bad would be taken for it; where ids are names it is the column list itself.
 
     Parameters
     ----------
@@ -98,9 +100,12 @@ def replay(records: Iterable[BadRecord], form: str, columns: str, out: BinaryIO)
         The column list they were read with.
     out
         Where to write; can be positioned.
+    ids
+        What the ids in them are, ``int64`` or ``string``.
     """
     done = Replayed()
-    originals = Originals(columns)
+    originals = Originals(columns, ids)
+    no_header = _no_names(columns) if ids == "int64" else columns.replace(" ", "").encode()
     first_header = None
     for record in records:
         its_form = form_of(record.source, record.split)
@@ -115,7 +120,7 @@ def replay(records: Iterable[BadRecord], form: str, columns: str, out: BinaryIO)
             continue
         if form == ".csv":
             try:
-                header = originals.header(record.source, record.split) or _no_names(columns)
+                header = originals.header(record.source, record.split) or no_header
             except SourceError as error:
                 done.leave_out(record, "the header of its file cannot be read", str(error))
                 continue

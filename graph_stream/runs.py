@@ -23,22 +23,29 @@ import exoflow
 from exoflow.blobs import Blobs, object_key
 from exoflow.pins import pin
 from exoflow.storage import Store, open_store
-from graph_stream import ledger, quarantine, snapshot, sources
+from graph_stream import ledger, namestore, quarantine, snapshot, sources
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine, combined_hash
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.eventtime import EventTimes
 from graph_stream.graph import PartitionState
-from graph_stream.offline import batch_inputs
+from graph_stream.namelist import NameList
+from graph_stream.namestore import Dictionary
+from graph_stream.naming import load_table, with_known_numbers
+from graph_stream.offline import batch_inputs, name_inputs
 from graph_stream.partition import load
 from graph_stream.pipeline import LOOP
+from graph_stream.publication import with_names
 from graph_stream.report_rows import BATCH_SCHEMA, EPOCH_SCHEMA, RunReport, latency_summary
 from graph_stream.rounds import alone
 from graph_stream.snapshot import Manifest
 from graph_stream.topk import top_k
 from ingest import BadRecord, EpochReader
 from ingest.whole import written_whole
+
+ATTEMPTS = 5
+"""How often a reader looks anew for what is collected as fast as it looks."""
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -47,6 +54,7 @@ SCORES_SCHEMA = pa.schema(
         pa.field("error_bound", pa.float64(), nullable=False),
     ]
 )
+"""Of a run with names, ``vertex`` is a string."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +193,74 @@ def _replay(run: Run, state: PartitionState, base: int, epoch: int) -> None:
     cuts = {
         iteration.number: iteration.tasks["cut"].output for iteration in run.view.iterations if "cut" in iteration.tasks
     }
+    table = None
+    if run.config.has_names:
+        with dictionary_of(run, epoch) as dictionary:
+            table = load_table(dictionary, Blobs(run.store, run.run_id).read)
     with EpochReader(sources.opened(run.config), run.config.epoch_edges) as reader:
         for number in range(base + 1, epoch + 1):
             if number not in cuts:
                 message = f"the offsets of epoch {number} are no longer kept; ask for a newer epoch than {epoch}"
                 raise EpochNotFound(message)
             batch = sources.records_of(reader, cuts[number])
+            if table is not None:
+                batch = with_known_numbers(batch, table, cuts[number]["names"], run.config)
             times = EventTimes.of_epoch(batch.time, cuts[number])
             state.apply(number, batch.src, batch.dst, batch.op, alone, times)
+
+
+@contextlib.contextmanager
+def dictionary_of(run: Run, epoch: int) -> Iterator[Dictionary]:
+    """Pin and yield the dictionary of a run with names, as its newest epochs know it or an older one does.
+
+    It begins with what ``epoch`` knows: names are only added.
+
+    Raises
+    ------
+    EpochNotFound
+        When it was collected while it was looked up.
+    """
+    for _ in range(ATTEMPTS):
+        found = _dictionary(run, epoch)
+        with pin(run.store, run.run_id, [part.blob for part in found.entries]):
+            # The pin counts only if a journal that was read after it still names them; see exoflow.pins.
+            run = open_run(run.run_id, run.store.uri)
+            if _dictionary(run, epoch) == found:
+                yield found
+                return
+    message = f"the names of epoch {epoch} of run {run.run_id!r} were collected while they were looked up; try again"
+    raise EpochNotFound(message)
+
+
+def _dictionary(run: Run, epoch: int) -> Dictionary:
+    """Return the dictionary of the first state from ``epoch`` on that is kept; of the epoch itself if that is."""
+    states = {
+        iteration.number: iteration.tasks["cut"].state
+        for iteration in run.view.iterations
+        if "cut" in iteration.tasks and iteration.tasks["cut"].state is not None
+    }
+    for task, state in run.view.snapshots.items():
+        if task.startswith("cut["):
+            states[int(task[len("cut[") : -1])] = state
+    known = [number for number in states if number >= epoch]
+    if not known:
+        message = f"the names of epoch {epoch} of run {run.run_id!r} are not there"
+        raise EpochNotFound(message)
+    return Dictionary.from_json(states[min(known)]["names"])
+
+
+def names_at(run: Run, epoch: int) -> NameList:
+    """Return the names that are known at a committed epoch of a run with names, by number.
+
+    Raises
+    ------
+    EpochNotFound
+        When they were collected while they were looked up.
+    CorruptSnapshot, exoflow.CorruptRecord
+        When they are not those that were written.
+    """
+    with dictionary_of(run, epoch) as dictionary:
+        return namestore.load(dictionary, Blobs(run.store, run.run_id).read, count=run.row(epoch)["names"])
 
 
 @contextlib.contextmanager
@@ -211,6 +279,17 @@ def batch_files(run: Run, epoch: int, scratch: Path) -> Iterator[list[tuple[str,
     yield [(str(rebuilt), epoch)]
 
 
+@contextlib.contextmanager
+def name_files(run: Run, epoch: int) -> Iterator[list[str]]:
+    """Yield the files that hold the names of a run, for a Spark job; pinned while they are read. None without names."""
+    if not run.config.has_names:
+        yield []
+        return
+    blobs = Blobs(run.store, run.run_id)
+    with dictionary_of(run, epoch) as dictionary:
+        yield name_inputs(dictionary, lambda blob: blobs.path(blobs.key(blob)))
+
+
 def object_path(run: Run, name: str) -> Path:
     """Return the path of a run's named object; raises ConfigError where the store is no local folder."""
     path = Blobs(run.store, run.run_id).path(object_key(run.run_id, name))
@@ -223,8 +302,17 @@ def object_path(run: Run, name: str) -> Path:
 def scores(run: Run, epoch: int, algorithm: str | None = None) -> pa.Table:
     """Return the influence of every vertex at a committed epoch, by vertex, with `SCORES_SCHEMA`.
 
-    ``algorithm`` chooses among a run's rankings; by default the first. Raises ConfigError for one it has not.
+    ``algorithm`` chooses among a run's rankings; by default the first. Names are in the order in which they first
+    came. Raises ConfigError for a ranking that the run has not.
     """
+    return _in_names(run, epoch, _scores(run, epoch, algorithm))
+
+
+def _in_names(run: Run, epoch: int, table: pa.Table) -> pa.Table:
+    return with_names(table, names_at(run, epoch)) if run.config.has_names else table
+
+
+def _scores(run: Run, epoch: int, algorithm: str | None) -> pa.Table:
     ranking = run.config.ranking_of(algorithm)
     state = state_at(run, epoch)
     vertex, influence = state.scores(ranking)
@@ -259,10 +347,10 @@ def top(run: Run, epoch: int, k: int, algorithm: str | None = None) -> pa.Table:
     pyarrow.Table
         The columns of `scores`, and the booleans ``proven`` and ``in_order`` of `topk.TopK`.
     """
-    table = scores(run, epoch, algorithm)
+    table = _scores(run, epoch, algorithm)
     e_plus, e_minus = ledger.two_sided(ledger.of_ranking(run.row(epoch), run.config.ranking_of(algorithm)))
     found = top_k(table["vertex"].to_numpy(), table["influence"].to_numpy(), e_plus, e_minus, k)
-    best = table.take(found.index)
+    best = _in_names(run, epoch, table.take(found.index))
     return best.append_column("proven", [found.proven]).append_column("in_order", [found.in_order])
 
 

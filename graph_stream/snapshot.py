@@ -502,6 +502,10 @@ class Manifest:
         after = [each for each in self.entries if each.last_epoch > merged.last_epoch]
         return Manifest((*before, merged, *after))
 
+    def due(self) -> slice | None:
+        """Return which entries to merge next, None if nothing is due; see `plan_compaction`."""
+        return plan_compaction(self)
+
     def to_json(self) -> list[list[Any]]:
         """Return the entries as JSON-able rows."""
         return [[each.first_epoch, each.last_epoch, each.rows, each.blob] for each in self.entries]

@@ -20,6 +20,7 @@ def opened(config: RunConfig, tell: Callable[[str], None] | None = None) -> list
             settled=config.settled.get(uri),
             on_lost_offset=config.on_lost_offset,
             tell=tell,
+            ids=config.ids,
         )
         for uri in config.sources
     ]

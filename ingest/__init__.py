@@ -5,10 +5,12 @@ It knows nothing of the engine or the graph: it can be used alone. `open_source`
 """
 
 from ingest.epochs import EpochBatch, EpochReader, Position
+from ingest.formats import IDS
 from ingest.generate import write_rmat
 from ingest.intervals import IDLE_SECONDS
 from ingest.kafka import ON_LOST_OFFSET
 from ingest.kafka_group import GroupMirror, group_mirror
+from ingest.names import MAX_NAME_BYTES, Names, as_text, column_of, parts_of
 from ingest.originals import FORMS, Originals, form_of
 from ingest.register import Register
 from ingest.schedule import Tap
@@ -18,6 +20,8 @@ from ingest.uri import open_source
 __all__ = [
     "FORMS",
     "IDLE_SECONDS",
+    "IDS",
+    "MAX_NAME_BYTES",
     "ON_LOST_OFFSET",
     "BadRecord",
     "Block",
@@ -25,6 +29,7 @@ __all__ = [
     "EpochReader",
     "GroupMirror",
     "IngestError",
+    "Names",
     "Originals",
     "Position",
     "Queue",
@@ -34,8 +39,11 @@ __all__ = [
     "SourceError",
     "SplitReader",
     "Tap",
+    "as_text",
+    "column_of",
     "form_of",
     "group_mirror",
     "open_source",
+    "parts_of",
     "write_rmat",
 ]

@@ -24,8 +24,8 @@ from ingest.source import (
     BadRecord,
     Block,
     Float64s,
+    Ids,
     Int8s,
-    Int64s,
     JsonValue,
     LiveSource,
     Queue,
@@ -59,7 +59,7 @@ class EpochBatch:
     Attributes
     ----------
     src, dst
-        int64[n], the follower and the followed, ordered by (source, split, offset).
+        n ids, the follower and the followed, ordered by (source, split, offset).
     op
         int8[n], +1 for an insert and -1 for a delete.
     time
@@ -84,8 +84,8 @@ class EpochBatch:
         none yet. All splits that are waited for have come so far.
     """
 
-    src: Int64s
-    dst: Int64s
+    src: Ids
+    dst: Ids
     op: Int8s
     time: Float64s | None
     bad: list[BadRecord]
@@ -201,6 +201,11 @@ class EpochReader:
         self._nothing_left_at: float | None = None  # when it last was so
         self._readers: dict[_Name, SplitReader] = {}  # of bounded sources, least recently read first
         self._live_readers: dict[_Name, SplitReader] = {}  # those of a source share a connection
+
+    @property
+    def repeats(self) -> bool:
+        """Whether cutting again from a position gives the same epochs: nothing is live, a queue or by the clock."""
+        return not (self._live or self._queues) and self._closing is None
 
     def start(self) -> Position:
         """Return the position before the first record."""

@@ -8,6 +8,23 @@ from ingest.source import SourceError
 COLUMNS: Final = ("src", "dst", "op", "time")
 """The names a column list may hold; every per-column array of this package is in this order."""
 
+INT64: Final = "int64"
+STRING: Final = "string"
+IDS: Final = (INT64, STRING)
+"""What the ids in src and dst are: numbers, or names (`ingest.names`)."""
+
+
+class NamedColumns(tuple[str, ...]):
+    """A column list of records whose ids are names."""
+
+    __slots__ = ()
+
+
+def holds_names(columns: tuple[str, ...]) -> bool:
+    """Tell whether the ids of a column list are names."""
+    return isinstance(columns, NamedColumns)
+
+
 _COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
 _KINDS: Final = (".txt", ".tsv", ".csv", ".parquet")
 
@@ -41,7 +58,7 @@ def file_format(name: str) -> FileFormat | None:
     return None if kind is None else FileFormat(kind, compression)
 
 
-def parse_columns(uri: str, columns: str) -> tuple[str, ...]:
+def parse_columns(uri: str, columns: str, ids: str = INT64) -> tuple[str, ...]:
     """Split a column list such as ``dst,src,time``.
 
     Parameters
@@ -50,17 +67,21 @@ def parse_columns(uri: str, columns: str) -> tuple[str, ...]:
         The source the list is for, named in errors.
     columns
         Names out of `COLUMNS` in the order of the file, separated by commas; src and dst must be there.
+    ids
+        One of `IDS`.
 
     Returns
     -------
     tuple of str
-        The names, in the given order.
+        The names, in the given order; `NamedColumns` where the ids are names.
 
     Raises
     ------
     SourceError
-        A name is unknown, is there twice, or src or dst is missing.
+        A name is unknown, is there twice, or src or dst is missing; or there are no such ids.
     """
+    if ids not in IDS:
+        raise SourceError(uri, f"ids are one of {', '.join(IDS)}, not {ids!r}")
     names = tuple(name.strip() for name in columns.split(","))
     unknown = [name for name in names if name not in COLUMNS]
     if unknown:
@@ -70,4 +91,4 @@ def parse_columns(uri: str, columns: str) -> tuple[str, ...]:
         raise SourceError(uri, f"columns {columns!r}: a name is there twice")
     if not {"src", "dst"} <= set(names):
         raise SourceError(uri, f"columns {columns!r}: both src and dst are needed")
-    return names
+    return NamedColumns(names) if ids == STRING else names

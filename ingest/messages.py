@@ -1,6 +1,8 @@
 """Messages as records: each holds one line of text, or one JSON object with a field per column.
 
 A message is read by the same rules as a line of a file (`ingest.parse`); JSON is rewritten as such a line first.
+Names do not travel in it, for in JSON they may hold what ends a line or a column: it has the number of the message
+in their place.
 """
 
 import json
@@ -8,10 +10,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
+from ingest.formats import holds_names
+from ingest.names import MAX_NAME_BYTES
 from ingest.parse import Layout, layout_of, parse_lines
 from ingest.reader import Chunk
-from ingest.source import BadRecord, Int64s, no_records
+from ingest.source import BadRecord, Int64s, Records, no_records
 
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 """A longer message is a bad record."""
@@ -37,7 +42,9 @@ class MessageParser:
         self._split = split
         self._names = names
         self._is_json = kind == "json"
-        self._layout: Layout = layout_of(_DELIMITERS[kind], names)
+        self._has_named_fields = self._is_json and holds_names(names)
+        # Of JSON there is no more than numbers in a line.
+        self._layout: Layout = layout_of(_DELIMITERS[kind], tuple(names) if self._is_json else names)
 
     def chunk(self, values: Sequence[bytes | None], offsets: Int64s, reached: int) -> Chunk:
         """Parse messages.
@@ -61,8 +68,9 @@ class MessageParser:
         lines: list[bytes] = []
         kept: list[int] = []
         faults: dict[int, str] = {}
+        fields: list[tuple[bytes, bytes]] | None = [] if self._has_named_fields else None
         for number, value in enumerate(values):
-            line = _json_line(value, self._names) if self._is_json else _text_line(value)
+            line = _json_line(value, self._names, fields) if self._is_json else _text_line(value)
             if isinstance(line, str):
                 faults[int(offsets[number])] = line
             else:
@@ -70,10 +78,11 @@ class MessageParser:
                 kept.append(number)
         values_at = dict(zip(offsets.tolist(), values, strict=True)) if faults else {}
         chunk = self._parsed(b"".join(lines), [values[number] for number in kept], offsets[kept], reached)
+        records = chunk.records if fields is None else _with_names(chunk.records, fields)
         bad = [self._bad_record(at, values_at[at], reason) for at, reason in faults.items()]
         merged = tuple(sorted([*chunk.bad, *bad], key=lambda record: record.offset))
         ends = tuple(record.offset + 1 for record in merged)
-        return Chunk(chunk.records, chunk.starts, chunk.ends, merged, ends, reached)
+        return Chunk(records, chunk.starts, chunk.ends, merged, ends, reached)
 
     def _parsed(self, text: bytes, values: Sequence[bytes | None], offsets: Int64s, reached: int) -> Chunk:
         """Parse lines of which each is a message."""
@@ -113,8 +122,17 @@ def _text_line(value: bytes | None) -> bytes | str:
     return line + b"\n"
 
 
-def _json_line(value: bytes | None, names: tuple[str, ...]) -> bytes | str:
-    """Return the line that says the same as a JSON object, or what is wrong with it."""
+def _with_names(records: Records, fields: list[tuple[bytes, bytes]]) -> Records:
+    """Put names in the place of their numbers."""
+    src, dst = (pa.array(column, pa.large_binary()) for column in (zip(*fields, strict=True) if fields else ((), ())))
+    return Records(src.take(pa.array(records.src)), dst.take(pa.array(records.dst)), records.op, records.time)
+
+
+def _json_line(value: bytes | None, names: tuple[str, ...], fields: list[tuple[bytes, bytes]] | None) -> bytes | str:
+    """Return the line that says the same as a JSON object, or what is wrong with it.
+
+    Names are added to ``fields``, where that is given, and the line has their place there.
+    """
     if value is None:
         return "the message has no value"
     if len(value) > MAX_MESSAGE_BYTES:
@@ -125,15 +143,38 @@ def _json_line(value: bytes | None, names: tuple[str, ...]) -> bytes | str:
         return "the message is not JSON"
     if not isinstance(found, dict):
         return "the message is no JSON object"
+    pair: dict[str, bytes] = {}
     columns = []
     for name in names:
         if name not in found:
             return f"the object has no field {name}"
+        if fields is not None and name in ("src", "dst"):
+            given = _name(found[name])
+            if isinstance(given, str):
+                return f"{name} {given}"
+            pair[name] = given
+            columns.append(str(len(fields)))
+            continue
         text = _column(name, found[name])
         if text is None:
             return f"{name} is not {_WANTED[name]}"
         columns.append(text)
+    if fields is not None:
+        fields.append((pair["src"], pair["dst"]))
     return "\t".join(columns).encode() + b"\n"
+
+
+def _name(value: Any) -> bytes | str:
+    """Return the bytes of a name of a JSON object, or what is wrong with it."""
+    if not isinstance(value, str):
+        return "is not a string"
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return "is not UTF-8"
+    if not data:
+        return "is empty"
+    return data if len(data) <= MAX_NAME_BYTES else f"is longer than {MAX_NAME_BYTES} bytes"
 
 
 _WANTED: Final = {"src": "an integer", "dst": "an integer", "op": "+ or -", "time": "Unix seconds or RFC 3339"}

@@ -9,7 +9,8 @@ what is well formed; the values are read from its text by the same reader that r
   the line feed belongs to the line end.
 - Columns beyond the wanted ones are ignored, and the number of columns may differ from line to line.
 - Spaces around a column are ignored; in CSV tabs too, and a column may stand in double quotes.
-- An id is an optional minus and digits, within int64. An op is ``+`` or ``-``. A time is a decimal number of
+- An id is an optional minus and digits, within int64; or a name, whose bytes are kept as they are, but for the quotes
+  around it in CSV. An op is ``+`` or ``-``. A time is a decimal number of
   Unix seconds, or RFC 3339 with up to nine digits of a second; more are dropped.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.jit import compiled
+from ingest.names import MAX_NAME_BYTES
 from ingest.source import Int64s
 
 REASONS: Final = (
@@ -31,6 +33,12 @@ REASONS: Final = (
     "dst is out of the int64 range",
     "op is neither + nor -",
     "time is neither Unix seconds nor RFC 3339",
+    "src is empty",
+    f"src is longer than {MAX_NAME_BYTES} bytes",
+    "src begins with a quote that does not end it",
+    "dst is empty",
+    f"dst is longer than {MAX_NAME_BYTES} bytes",
+    "dst begins with a quote that does not end it",
 )
 (
     TOO_LONG,
@@ -42,6 +50,12 @@ REASONS: Final = (
     DST_RANGE,
     BAD_OP,
     BAD_TIME,
+    SRC_EMPTY,
+    SRC_TOO_LONG,
+    SRC_QUOTES,
+    DST_EMPTY,
+    DST_TOO_LONG,
+    DST_QUOTES,
 ) = range(len(REASONS))
 _FINE: Final = -1
 
@@ -65,6 +79,8 @@ def normalise(
     invalid: Int64s,
     max_line_bytes: int,
     text: _Bytes,
+    names: _Bytes,
+    name_bounds: Int64s,
     good: Int64s,
     bad: Int64s,
 ) -> tuple[int, int, int]:
@@ -85,7 +101,12 @@ def normalise(
     max_line_bytes
         A longer line (without its line feed) is bad.
     text
-        uint8[b], out: the plain text.
+        uint8[b], out: the plain text; without src and dst where these are names.
+    names
+        uint8[2, b], out: the names of the good records one behind the other, first those in src; uint8[2, 0] where
+        ids are numbers.
+    name_bounds
+        int64[2, lines + 1], of which the first are 0, out: where each of them ends; int64[2, 0] where ids are numbers.
     good
         int64[lines], out: the numbers of the lines that are good records.
     bad
@@ -117,7 +138,7 @@ def normalise(
         elif not _find_columns(block, start, stop, delimiter, index, width, span):
             fault = TOO_FEW_COLUMNS
         else:
-            fault, size = _write_record(block, index, span, text, size)
+            fault, size = _write_record(block, delimiter, index, span, text, size, names, name_bounds, n_good)
         if fault == _FINE:
             good[n_good] = line
             n_good += 1
@@ -186,11 +207,29 @@ def _find_column(block: _Bytes, at: int, stop: int, delimiter: int) -> tuple[int
 
 @compiled
 def _write_record(
-    block: _Bytes, index: Int64s, span: npt.NDArray[np.int64], text: _Bytes, size: int
+    block: _Bytes,
+    delimiter: int,
+    index: Int64s,
+    span: npt.NDArray[np.int64],
+    text: _Bytes,
+    size: int,
+    names: _Bytes,
+    name_bounds: Int64s,
+    record: int,
 ) -> tuple[int, int]:
-    """Append one record to the text; return its fault, if any, and the new size of the text."""
+    """Append one record to the text and to the names; return its fault, if any, and the new size of the text.
+
+    What a record with a fault leaves among the names is overwritten by the next one.
+    """
     at = size
     for column in range(2):
+        if name_bounds.size:
+            begin = name_bounds[column, record]
+            fault, end = _write_name(block, span[column, 0], span[column, 1], delimiter, names[column], begin)
+            if fault != _FINE:
+                return fault + 3 * column, size
+            name_bounds[column, record + 1] = end
+            continue
         fault, at = _write_integer(block, span[column, 0], span[column, 1], text, at)
         if fault != _FINE:
             return fault + 2 * column, size
@@ -211,8 +250,26 @@ def _write_record(
             if at < 0:
                 return BAD_TIME, size
         at += 1
-    text[at - 1] = _NEWLINE
+    if at > size:
+        text[at - 1] = _NEWLINE
     return _FINE, at
+
+
+@compiled
+def _write_name(block: _Bytes, first: int, last: int, delimiter: int, names: _Bytes, at: int) -> tuple[int, int]:
+    """Append a name; return its fault, if any, named as if it were src's, and the new end of the names."""
+    begin = at
+    quoted = delimiter == _COMMA and first > 0 and block[first - 1] == _QUOTE
+    if delimiter == _COMMA and not quoted and first < last and block[first] == _QUOTE:
+        return SRC_QUOTES, at
+    position = first
+    while position < last:
+        names[at] = block[position]
+        at += 1
+        position += 2 if quoted and block[position] == _QUOTE else 1  # a doubled quote stands for itself
+    if at == begin:
+        return SRC_EMPTY, at
+    return SRC_TOO_LONG if at - begin > MAX_NAME_BYTES else _FINE, at
 
 
 @compiled

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 from ingest.files import FileSource
 from ingest.follow import FollowSource
-from ingest.formats import file_format
+from ingest.formats import INT64, file_format
 from ingest.kafka_uri import KafkaUri
 from ingest.source import BadRecord, SourceError
 from ingest.uri import open_source
@@ -38,10 +38,13 @@ class Originals:
     ----------
     columns
         The column list they are read with.
+    ids
+        What src and dst hold; see `ingest.uri.open_source`.
     """
 
-    def __init__(self, columns: str) -> None:
+    def __init__(self, columns: str, ids: str = INT64) -> None:
         self._columns = columns
+        self._ids = ids
         self._files: dict[str, _OfFiles | None] = {}
         self._headers: dict[tuple[str, str], bytes | None] = {}
 
@@ -87,7 +90,7 @@ class Originals:
     def _file_source(self, uri: str) -> _OfFiles | None:
         """Return a source of files; None for any other."""
         if uri not in self._files:
-            source = open_source(uri, self._columns) if _names_files(uri) else None
+            source = open_source(uri, self._columns, ids=self._ids) if _names_files(uri) else None
             self._files[uri] = source if isinstance(source, _OfFiles) else None
         return self._files[uri]
 

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import compute
 
-from ingest.formats import COLUMNS
+from ingest.formats import COLUMNS, holds_names
+from ingest.names import MAX_NAME_BYTES, Names, not_utf8
 from ingest.normalise import MAX_SECONDS_DIGITS
 from ingest.parse import op_signs
 from ingest.reader import Chunk, Chunks
@@ -27,6 +29,7 @@ _WANTED_TYPES: Final = {
     "op": "a string",
     "time": "a number or a timestamp",
 }
+_WANTED_NAMES: Final = {"src": "a string", "dst": "a string"}
 _PUT_RIGHT: Final = "Write the file with such a column, as its rows stand, and resume"
 
 
@@ -88,14 +91,17 @@ def _check_schema(split: ParquetSplit, schema: pa.Schema) -> None:
             detail = f"{split.split} has {count} {name!r}; it has {', '.join(schema.names)}. {_PUT_RIGHT}"
             raise SourceError(split.uri, detail)
         kind = schema.field(name).type
-        if not _fits(name, kind):
-            detail = f"{split.split}: column {name!r} holds {kind}; it must be {_WANTED_TYPES[name]}. {_PUT_RIGHT}"
+        named = holds_names(split.names)
+        if not _fits(name, kind, named):
+            wanted = (_WANTED_TYPES | _WANTED_NAMES if named else _WANTED_TYPES)[name]
+            hint = "; names are read with --ids string" if _fits(name, kind, named=True) else ""
+            detail = f"{split.split}: column {name!r} holds {kind}; it must be {wanted}{hint}. {_PUT_RIGHT}"
             raise SourceError(split.uri, detail)
 
 
-def _fits(name: str, kind: pa.DataType) -> bool:
+def _fits(name: str, kind: pa.DataType, named: bool) -> bool:
     types = pa.types
-    if name == "op":
+    if name == "op" or (named and name in _WANTED_NAMES):
         value = kind.value_type if types.is_dictionary(kind) else kind
         return bool(types.is_string(value) or types.is_large_string(value) or types.is_string_view(value))
     if name == "time" and (types.is_floating(kind) or types.is_decimal(kind) or types.is_timestamp(kind)):
@@ -106,20 +112,20 @@ def _fits(name: str, kind: pa.DataType) -> bool:
 def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     """Check a batch whose first row is number `row` of the file."""
     columns = {name: batch.column(name) for name in split.names}
+    named = holds_names(split.names)
     records = Records(
-        _integers(columns["src"]).astype(np.int64),
-        _integers(columns["dst"]).astype(np.int64),
+        _names(columns["src"]) if named else _integers(columns["src"]).astype(np.int64),
+        _names(columns["dst"]) if named else _integers(columns["dst"]).astype(np.int64),
         op_signs(_texts(columns["op"])) if "op" in columns else np.ones(batch.num_rows, np.int8),
         _seconds(columns["time"]) if "time" in columns else None,
     )
-    faults = _faults(columns, records)
+    faults = _faults(columns, records, named)
     starts = np.arange(row, row + batch.num_rows)
     masks = np.array([mask for _, mask in faults])
     wrong = masks.any(axis=0)
     if not wrong.any():
         return Chunk(records, starts, starts + 1)
     fine = ~wrong
-    timed = None if records.time is None else records.time[fine]
     reasons = [faults[first][0] for first in masks[:, wrong].argmax(axis=0)]
     offsets = starts[wrong].tolist()
     shown = _shown(columns, pa.array(wrong))
@@ -128,7 +134,7 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
         for offset, row, reason in zip(offsets, shown, reasons, strict=True)
     )
     return Chunk(
-        Records(records.src[fine], records.dst[fine], records.op[fine], timed),
+        records.where(fine),
         starts[fine],
         starts[fine] + 1,
         bad,
@@ -136,7 +142,7 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     )
 
 
-def _faults(columns: dict[str, pa.Array], records: Records) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _faults(columns: dict[str, pa.Array], records: Records, named: bool) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     """Return what can be wrong with a row, most telling first, and the rows it is wrong for."""
     present = [name for name in COLUMNS if name in columns]
     faults = [(f"{name} is null", columns[name].is_null().to_numpy(zero_copy_only=False)) for name in present]
@@ -145,11 +151,22 @@ def _faults(columns: dict[str, pa.Array], records: Records) -> list[tuple[str, n
         for name in ("src", "dst")
         if pa.types.is_uint64(columns[name].type)
     ]
+    if named:
+        faults += [*_faults_of_names("src", records.src), *_faults_of_names("dst", records.dst)]
     if "op" in columns:
         faults.append(("op is neither + nor -", records.op == 0))
     if records.time is not None:
         faults.append(("time is not Unix seconds", ~(np.abs(records.time) < 10.0**MAX_SECONDS_DIGITS)))
     return faults
+
+
+def _faults_of_names(column: str, names: Names) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+    lengths = compute.binary_length(names).to_numpy()
+    return [
+        (f"{column} is empty", lengths == 0),
+        (f"{column} is longer than {MAX_NAME_BYTES} bytes", lengths > MAX_NAME_BYTES),
+        (f"{column} is not UTF-8", not_utf8(names)),
+    ]
 
 
 def _shown(columns: dict[str, pa.Array], wrong: pa.BooleanArray) -> list[bytes]:
@@ -180,6 +197,11 @@ def _texts(column: pa.Array) -> pa.StringArray:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.binary()).view(pa.string())
+
+
+def _names(column: pa.Array) -> Names:
+    """Return text of any type as names; an empty one for a null."""
+    return _texts(column).cast(pa.binary()).fill_null(b"").cast(pa.large_binary())
 
 
 def _integers(column: pa.Array) -> npt.NDArray[np.integer]:

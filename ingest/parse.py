@@ -7,13 +7,14 @@ bad. Both ways give the same records, so how a file happens to be cut into block
 
 import codecs
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv
 
-from ingest.formats import COLUMNS
+from ingest.formats import COLUMNS, holds_names
+from ingest.names import column_of
 from ingest.normalise import MAX_SECONDS_DIGITS, REASONS, normalise
 from ingest.source import Int8s, Int64s, Records
 
@@ -32,15 +33,19 @@ class Layout:
     index
         The column of src, dst, op and time (the order of `ingest.formats.COLUMNS`), counted from 0; None for
         no such column.
+    named
+        Whether src and dst are names.
     """
 
     delimiter: bytes
     index: tuple[int | None, ...]
+    named: bool = False
 
 
 def layout_of(delimiter: bytes, names: tuple[str, ...]) -> Layout:
     """Return the layout of lines whose columns have these names, in this order."""
-    return Layout(delimiter, tuple(names.index(name) if name in names else None for name in COLUMNS))
+    index = tuple(names.index(name) if name in names else None for name in COLUMNS)
+    return Layout(delimiter, index, holds_names(names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +80,8 @@ def parse_lines(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLine
     max_line_bytes
         A longer line is bad.
     """
-    return parse_plain(block, layout, max_line_bytes) or parse_any(block, layout, max_line_bytes)
+    plain = None if layout.named else parse_plain(block, layout, max_line_bytes)
+    return plain or parse_any(block, layout, max_line_bytes)
 
 
 def parse_plain(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLines | None:
@@ -88,7 +94,7 @@ def parse_plain(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLine
     if b"" in columns or any(column is not None and column >= len(columns) for column in layout.index):
         return None
     try:
-        records = _read_values(text, delimiter, layout.index, len(columns))
+        records = _records(_read_values(text, delimiter, layout.index, len(columns)))
     except pa.ArrowInvalid:  # a bad line, or lines of different lengths
         return None
     bounds = _line_bounds(block)
@@ -107,6 +113,8 @@ def parse_any(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLines:
     good = np.empty(len(bounds) - 1, np.int64)
     faults = np.empty((len(bounds) - 1, 2), np.int64)
     text = np.empty(len(block), np.uint8)
+    name_bytes = np.empty((2, len(block) if layout.named else 0), np.uint8)
+    name_bounds = np.zeros((2, len(bounds) if layout.named else 0), np.int64)
     n_good, n_bad, n_bytes = normalise(
         np.frombuffer(block, np.uint8),
         bounds,
@@ -115,13 +123,20 @@ def parse_any(block: bytes, layout: Layout, max_line_bytes: int) -> ParsedLines:
         _invalid_utf8(block),
         max_line_bytes,
         text,
+        name_bytes,
+        name_bounds,
         good,
         faults,
     )
-    names = tuple(name for name, column in zip(COLUMNS, layout.index, strict=True) if column is not None)
+    written = COLUMNS[2:] if layout.named else COLUMNS
+    names = tuple(name for name in written if layout.index[COLUMNS.index(name)] is not None)
     plain = layout_of(b"\t", names)
-    records = _read_values(pa.py_buffer(text[:n_bytes]), plain.delimiter, plain.index, len(names))
-    if len(records) != n_good:
+    values = _read_values(pa.py_buffer(text[:n_bytes]), plain.delimiter, plain.index, len(names)) if names else {}
+    for name, data, places in zip(COLUMNS[:2], name_bytes, name_bounds, strict=True) if layout.named else ():
+        # Copies, for else a few short names would keep the whole block.
+        values[name] = column_of(data[: places[n_good]].copy(), places[: n_good + 1].copy())
+    records = _records(values)
+    if any(len(column) != n_good for column in values.values()):
         message = f"{n_good} lines were found to be well formed, but not all of them can be read"
         raise AssertionError(message)
     bad = [(int(bounds[line]), int(bounds[line + 1]), REASONS[reason]) for line, reason in faults[:n_bad].tolist()]
@@ -136,8 +151,15 @@ def _line_bounds(block: bytes) -> Int64s:
     return bounds
 
 
-def _read_values(text: bytes | pa.Buffer, delimiter: bytes, index: tuple[int | None, ...], n_columns: int) -> Records:
-    """Read plain text.
+def _records(columns: dict[str, Any]) -> Records:
+    op = columns["op"] if "op" in columns else np.ones(len(columns["src"]), np.int8)
+    return Records(columns["src"], columns["dst"], op, columns.get("time"))
+
+
+def _read_values(
+    text: bytes | pa.Buffer, delimiter: bytes, index: tuple[int | None, ...], n_columns: int
+) -> dict[str, Any]:
+    """Read plain text; return its columns by name.
 
     Raises
     ------
@@ -160,9 +182,7 @@ def _read_values(text: bytes | pa.Buffer, delimiter: bytes, index: tuple[int | N
         ),
     )
     arrays = {name: table.column(column).combine_chunks() for name, column in wanted.items()}
-    op = _signs(arrays["op"]) if "op" in arrays else np.ones(table.num_rows, np.int8)
-    time = arrays["time"].to_numpy() if "time" in arrays else None
-    return Records(arrays["src"].to_numpy(), arrays["dst"].to_numpy(), op, time)
+    return {name: _signs(array) if name == "op" else array.to_numpy() for name, array in arrays.items()}
 
 
 def _signs(ops: pa.StringArray) -> Int8s:

@@ -26,7 +26,9 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from ingest.names import Names
 from ingest.register import Register
 
 MAX_RAW_BYTES = 4 * 1024
@@ -41,6 +43,8 @@ JsonValue: TypeAlias = Any
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Int8s: TypeAlias = npt.NDArray[np.int8]
 Float64s: TypeAlias = npt.NDArray[np.float64]
+Ids: TypeAlias = Int64s | Names
+"""A column of ids: numbers, or names. One without values may be of either kind."""
 
 
 class IngestError(Exception):
@@ -74,15 +78,15 @@ class Records:
     Attributes
     ----------
     src, dst
-        int64[n], the follower and the followed.
+        n ids, the follower and the followed.
     op
         int8[n], +1 for an insert and -1 for a delete.
     time
         float64[n], Unix seconds, or None where the records carry no time.
     """
 
-    src: Int64s
-    dst: Int64s
+    src: Ids
+    dst: Ids
     op: Int8s
     time: Float64s | None
 
@@ -93,6 +97,11 @@ class Records:
         """Return the records of ``run`` as views."""
         time = None if self.time is None else self.time[run]
         return Records(self.src[run], self.dst[run], self.op[run], time)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "Records":
+        """Return copies of the records that are chosen."""
+        time = None if self.time is None else self.time[chosen]
+        return Records(_chosen(self.src, chosen), _chosen(self.dst, chosen), self.op[chosen], time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +310,20 @@ def concatenate(runs: Sequence[Records]) -> Records:
         message = "records with a time and records without one cannot be mixed: give every source a time column"
         raise IngestError(message)
     return Records(
-        np.concatenate([run.src for run in runs]),
-        np.concatenate([run.dst for run in runs]),
+        _one_column([run.src for run in runs]),
+        _one_column([run.dst for run in runs]),
         np.concatenate([run.op for run in runs]),
         np.concatenate(times) if times else None,
     )
+
+
+def _one_column(columns: Sequence[Ids]) -> Ids:
+    names = [column for column in columns if not isinstance(column, np.ndarray)]
+    return pa.concat_arrays(names) if names else np.concatenate(columns)
+
+
+def _chosen(column: Ids, chosen: npt.NDArray[np.bool_]) -> Ids:
+    return column[chosen] if isinstance(column, np.ndarray) else column.filter(pa.array(chosen))
 
 
 def no_records(timed: bool) -> Records:

@@ -183,7 +183,8 @@ def header_of(split: TextSplit) -> bytes | None:
 def _header(split: TextSplit, layout: Layout) -> tuple[bytes | None, int]:
     """Return the header, if there is one, and the offset of the first line that may be a record.
 
-    The first line of a CSV file that is no comment and not blank is a header where it does not parse.
+    The first line of a CSV file that is no comment and not blank is a header where it does not parse. Where ids are
+    names nearly any line parses: there it is one where it holds the names of all columns.
     """
     with split.open(0) as stream:
         mark = stream.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
@@ -192,20 +193,29 @@ def _header(split: TextSplit, layout: Layout) -> tuple[bytes | None, int]:
         return None, first
     for lines in _lines_from(split, first):
         parsed = parse_lines(lines.data, layout, split.max_line_bytes)
-        if len(parsed.records) and not (parsed.bad and parsed.bad[0][0] < parsed.starts[0]):
-            break
-        if parsed.bad:
-            start, end, _ = parsed.bad[0]
-            return lines.data[start:end], lines.end_in_file(end)
+        parses = len(parsed.records) > 0 and not (parsed.bad and parsed.bad[0][0] < parsed.starts[0])
+        if not parses and not parsed.bad:
+            continue
+        start, end = (int(parsed.starts[0]), int(parsed.ends[0])) if parses else parsed.bad[0][:2]
+        line = lines.data[start:end]
+        if set(split.names) <= set(_columns_named(line)) if layout.named else not parses:
+            return line, lines.end_in_file(end)
+        break
     return None, first
 
 
 def _header_layout(by_position: Layout, header: bytes, names: tuple[str, ...]) -> Layout:
+    found = _columns_named(header)
+    if not set(names) <= set(found):
+        return by_position
+    index = tuple(found.index(name) if name in names else None for name in COLUMNS)
+    return Layout(by_position.delimiter, index, by_position.named)
+
+
+def _columns_named(header: bytes) -> list[str]:
+    """Return what the columns of a line of CSV hold; nothing where it is none."""
     try:
         row = next(csv.reader([header.decode(errors="replace")], skipinitialspace=True))
     except csv.Error:  # such as a line return in the middle
-        return by_position
-    found = [name.strip() for name in row]
-    if not set(names) <= set(found):
-        return by_position
-    return Layout(by_position.delimiter, tuple(found.index(name) if name in names else None for name in COLUMNS))
+        return []
+    return [name.strip() for name in row]

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ingest.files import FileSource
 from ingest.follow import FollowSource
-from ingest.formats import parse_columns
+from ingest.formats import INT64, holds_names, parse_columns
 from ingest.kafka import KafkaSource
 from ingest.source import JsonValue, Source, SourceError
 from ingest.synthetic import Rmat, SyntheticSource
@@ -34,6 +34,7 @@ def open_source(
     settled: JsonValue | None = None,
     on_lost_offset: str = "fail",
     tell: Callable[[str], None] | None = None,
+    ids: str = INT64,
 ) -> Source:
     """Return the source a URI stands for.
 
@@ -52,6 +53,8 @@ def open_source(
         cannot be read or are not what they were.
     tell
         Gets lines about what a source waits for or has lost; None logs them as warnings.
+    ids
+        ``int64`` or ``string``: what src and dst hold, numbers or names.
 
     Raises
     ------
@@ -64,7 +67,7 @@ def open_source(
     >>> open_source("rmat://?scale=4&edges=10").splits()
     ['rmat']
     """
-    names = parse_columns(uri, columns)
+    names = parse_columns(uri, columns, ids)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     if scheme is None:
         return FileSource(uri, uri, names)
@@ -93,6 +96,8 @@ def _file_path(uri: str) -> str:
 def _rmat_source(uri: str, names: tuple[str, ...]) -> SyntheticSource:
     if "time" in names:
         raise SourceError(uri, "an R-MAT stream has no time column")
+    if holds_names(names):
+        raise SourceError(uri, "the ids of an R-MAT stream are numbers, not names: use it with ids int64")
     parts = urlsplit(uri)
     if parts.netloc or parts.path or parts.fragment:
         raise SourceError(uri, "rmat:// takes its parameters after a question mark: rmat://?scale=S&edges=N")

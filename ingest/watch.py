@@ -45,7 +45,9 @@ Tell = Callable[[str], None]
 Result = TypeVar("Result")
 
 LISTING_SHARE: Final = 10
-"""After a listing that took a second comes no other for ten: looking is never what a reader does most."""
+"""After a listing that took a second comes no other for ten: looking is not to be what a reader does most."""
+MAX_PAUSES: Final = 10
+"""But the pause is at most ten times as long as was asked for: what was slow once may have been so by chance."""
 
 
 @dataclass(slots=True)
@@ -256,8 +258,8 @@ class WatchSource(Queue):
         except Refused as error:
             raise self._refused(error) from error
         self._patience.answered()
-        took = took if self._list_at else 0.0  # the first makes a client, too
-        self._list_at = self._clock() + max(self._watch.every_seconds, LISTING_SHARE * took)
+        every = self._watch.every_seconds
+        self._list_at = self._clock() + min(max(every, LISTING_SHARE * took), MAX_PAUSES * every)
         self._seen = {each.name: each.tag for each in listed if self._is_over(each)}
         self._waiting.extend(sorted(each.name for each in listed if each.name not in self._seen))
         return bool(self._waiting)

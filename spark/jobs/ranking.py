@@ -42,7 +42,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -163,6 +163,7 @@ def main(
     factor: float,
     algorithm: str = "tunkrank",
     weights: Mapping[int, float] | None = None,
+    names: Sequence[str] = (),
     tolerance: float = 1e-10,
     max_iterations: int = 1000,
 ) -> dict[str, Any]:
@@ -186,6 +187,9 @@ def main(
         One of `ALGORITHMS`.
     weights
         ``b`` of the vertices where it is not 1, above 0; for PageRank.
+    names
+        Parquet files that give vertices names: ``number`` int64, ``name`` string. The output then has three columns:
+        ``vertex`` string, ``influence`` float64 and ``number`` int64.
     tolerance
         The largest relative error allowed for any vertex.
     max_iterations
@@ -222,7 +226,9 @@ def main(
         solution = solve(graph, factor, checkpoints, tolerance=share * tolerance, max_iterations=max_iterations)
         if algorithm == "pagerank":
             solution = normalised(graph, factor, solution)
-        solution.rows.sortWithinPartitions("vertex").write.mode("append").parquet(_uri(folder))
+        rows = solution.rows.sortWithinPartitions("vertex")
+        named = _named(rows, own_session, names) if names else rows
+        named.write.mode("append").parquet(_uri(folder))
     summary = {
         "format": MANIFEST_FORMAT,
         "algorithm": algorithm,
@@ -233,6 +239,15 @@ def main(
         "relative_error": solution.relative_error,
     }
     return write_manifest(folder, summary)
+
+
+def _named(rows: DataFrame, session: SparkSession, files: Sequence[str]) -> DataFrame:
+    """Put names in the place of their numbers, which become a column of their own."""
+    paths = [_uri(path) for path in files]
+    names = session.read.schema("number BIGINT, name STRING").option("__globPaths__", "false").parquet(*paths)
+    numbered = rows.withColumnRenamed("vertex", "number")
+    # A vertex without a name would be seen; an inner join would hide it.
+    return numbered.join(names, "number", "left").select(F.col("name").alias("vertex"), "influence", "number")
 
 
 def read_changes(session: SparkSession, inputs: Inputs) -> DataFrame:

@@ -15,7 +15,7 @@ class Seen:
     """One epoch as one partition shows it: its marker, and the rows before it, by vertex."""
 
     marker: dict[str, Any]
-    rows: dict[int, dict[str, Any] | None]
+    rows: dict[int | str, dict[str, Any] | None]
 
 
 def committed_records(address: str, topic: str) -> Iterator[Any]:
@@ -39,11 +39,11 @@ def committed_records(address: str, topic: str) -> Iterator[Any]:
 def epochs_seen(address: str, topic: str) -> dict[int, list[Seen]]:
     """Return, by partition, the epochs in the order in which a reader sees them; fails where one is not whole."""
     found: dict[int, list[Seen]] = {}
-    rows: dict[int, dict[int, dict[str, Any] | None]] = {}
+    rows: dict[int, dict[int | str, dict[str, Any] | None]] = {}
     for record in committed_records(address, topic):
         open_ = rows.setdefault(record.partition, {})
         if not record.key.startswith(b"epoch:"):
-            vertex = int(record.key)
+            vertex = json.loads(record.key)
             assert vertex not in open_, f"vertex {vertex} twice in one epoch"
             open_[vertex] = None if record.value is None else json.loads(record.value)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import zstandard
 
 from ingest import EpochReader, SourceError, SplitReader, open_source
 from ingest.held import Held
+from ingest.places import Found
 from tests.unit.arriving import Run, arrive, lines
 
 
@@ -332,6 +334,26 @@ def test_a_file_that_comes_slowly_does_not_hold_up_other_sources(folder):
             assert not batch.last
             batch = reader.read(batch.end)
     assert {each[1] for each in batch.ranges} <= {"rmat", "a.txt"}
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.01, 2.0), (0.5, 5.0), (60.0, 20.0)])
+def test_slow_listings_come_less_often_but_never_seldom(folder, took, pause):
+    run = Run(folder, "every=2")
+    ends: list[float] = []
+
+    def listed() -> list[Found]:
+        run.clock.now += took
+        ends.append(run.clock.now)
+        return []
+
+    run.source._place.listed = listed
+    while len(ends) < 3:
+        assert run.source.next() is None
+        while run.source._listing is not None:
+            run.source.wait(1.0)
+            assert run.source.next() is None
+        run.clock.now += 0.125
+    assert [after - took - before for before, after in itertools.pairwise(ends)] == pytest.approx([pause] * 2, abs=0.2)
 
 
 def test_patience_ends(folder):

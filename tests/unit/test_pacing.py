@@ -58,7 +58,8 @@ class Simulation:
         self.random = random.Random(self.seed)
         self.pacing = Pacing(self.target, lambda: self.now)
         self.told = 0
-        self.epoch: list[tuple[float, int]] = []
+        self.since: float | None = None
+        self.records = 0
         self.begun = False
 
     def run(self, seconds: float, rate: Callable[[float], float]) -> list[Answer]:
@@ -84,35 +85,32 @@ class Simulation:
             if not self.begun:
                 self.pacing.begin()
                 self.begun = True
-            if self.read():
-                self.close(self.records, self.epoch[0][0])
-            else:
+            if not self.read():
                 return
-
-    @property
-    def records(self) -> int:
-        return sum(count for _, count in self.epoch)
+            self.close()
 
     def read(self) -> bool:
         """Read block after block; tell whether the epoch is over."""
         while True:
-            since = self.epoch[0][0] if self.epoch else None
-            if self.pacing.is_over(idle=not self.waiting, records=self.records, since=since):
+            if self.pacing.is_over(idle=not self.waiting, records=self.records, since=self.since):
                 return True
             if not self.waiting:
                 return False
             if self.records + self.waiting[0][1] > LARGEST:
                 return True
-            self.epoch.append(self.waiting.popleft())
+            came_at, count = self.waiting.popleft()
+            self.since = came_at if self.since is None else self.since
+            self.records += count
 
-    def close(self, records: int, since: float) -> None:
-        cost = self.fixed_seconds + self.record_seconds * records
+    def close(self) -> None:
+        assert self.since is not None
+        cost = self.fixed_seconds + self.record_seconds * self.records
         cost *= 1 + self.noise * self.random.uniform(-1, 1)
         self.free_at = max(self.free_at, self.now) + cost
-        self.answers.append(Answer(records, since, self.now, self.free_at))
-        self.pacing.closed(len(self.answers), records)
+        self.answers.append(Answer(self.records, self.since, self.now, self.free_at))
+        self.pacing.closed(len(self.answers), self.records)
         self.pacing.next()
-        self.epoch, self.begun = [], False
+        self.since, self.records, self.begun = None, 0, False
 
 
 def steady(rate: float) -> Callable[[float], float]:
@@ -170,7 +168,7 @@ def test_under_too_much_load_epochs_are_the_largest_and_all_is_answered_once_it_
     recovered = simulation.run(20.0, steady(20_000.0))
     assert max(answer.staleness for answer in recovered) <= 1.0 + TICK
     assert max(answer.records for answer in recovered) < 30_000
-    left = sum(count for _, count in [*simulation.waiting, *simulation.epoch])
+    left = simulation.records + sum(count for _, count in simulation.waiting)
     assert sum(answer.records for answer in simulation.answers) == simulation.came - left
 
 

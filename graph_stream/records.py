@@ -36,7 +36,7 @@ from graph_stream.eventtime import NEVER, EventTime, EventTimes
 from graph_stream.expiry import expire, gained_edge, lost_edge
 from graph_stream.loading import load_edges
 from graph_stream.ownership import VIRTUAL_PARTITIONS, member_of, mix64
-from graph_stream.rows import connect, disconnect, edges, row_place, shortage_of
+from graph_stream.rows import connect, disconnect, edges, row_home, row_place, shortage_of
 from graph_stream.statehash import Lanes, edge_lanes, timed_edge_lanes
 from graph_stream.tombstones import LIVE as TOMBSTONES
 from graph_stream.tombstones import Tombstones, drop, forget, list_all, no_tombstones, put
@@ -158,23 +158,35 @@ class _Ahead(NamedTuple):
     followed: Slots
     present: npt.NDArray[np.bool_]
     """Whether there is the edge."""
+    home: Longs
+    """Where in the arena the edge is looked for first; scratch."""
 
 
 @compiled
 def _look_ahead(
     vertices: Vertices, storage: Storage, src: Longs, dst: Longs, last: Longs, begin: Int, end: Int, ahead: _Ahead
-) -> None:
-    """Look up what the records concern.
+) -> Int:
+    """Look up what the records concern; the number returned means nothing.
 
     Nothing here depends on the record before, so the processor waits for many places of memory at a time;
-    changing the graph record by record, it would wait for one after the other.
+    changing the graph record by record, it would wait for one after the other. Looking for an edge takes turns that
+    nobody can foretell, at each of which it would begin to wait anew: so rows are fetched before, and what else
+    a new edge is noted in.
     """
     for position in range(begin, end):
         ahead.follower[position - begin] = find(vertices, storage, src[last[position]])
         ahead.followed[position - begin] = find(vertices, storage, dst[last[position]])
+    fetched = np.int64(0)
+    for at in range(end - begin):
+        follower, followed = max(np.int64(ahead.follower[at]), 0), max(np.int64(ahead.followed[at]), 0)
+        ahead.home[at] = row_home(vertices, follower, followed)
+        fetched += vertices.degree[follower] + vertices.followers[followed]
+    for at in range(end - begin):
+        fetched += storage.arena[ahead.home[at]]
     for at in range(end - begin):
         follower, followed = np.int64(ahead.follower[at]), np.int64(ahead.followed[at])
         ahead.present[at] = follower >= 0 and followed >= 0 and row_place(vertices, storage, follower, followed) >= 0
+    return fetched
 
 
 @compiled
@@ -410,7 +422,7 @@ class Adjacency:
             self.tombstones = fitted_tombstones(self.tombstones, int(np.count_nonzero(op[last[:distinct]] < 0)))
         kinds = (np.int32, np.int32, np.int8, np.int64)
         changed = _Changed(*(np.empty(distinct, kind) for kind in kinds), lanes)
-        ahead = _Ahead(*(np.empty(BLOCK_RECORDS, kind) for kind in (np.int32, np.int32, np.bool_)))
+        ahead = _Ahead(*(np.empty(BLOCK_RECORDS, kind) for kind in (np.int32, np.int32, np.bool_, np.int64)))
         position = count = stated = 0
         while position < distinct:
             position, count, stated, shortage = link(

@@ -50,6 +50,14 @@ def _row_home(followed: Int, bits: Int) -> Int:
 
 
 @compiled
+def row_home(vertices: Vertices, follower: Int, followed: Int) -> Int:
+    """Return the place of the arena that an edge between two slots is looked for at first."""
+    bits = np.int64(vertices.row_bits[follower])
+    offset = _row_home(followed, max(bits, 1))
+    return max(vertices.row[follower] + (offset if bits > DENSE_BITS else 0), 0)
+
+
+@compiled
 def row_place(vertices: Vertices, storage: Storage, follower: Int, followed: Int) -> Int:
     """Return where the arena holds the edge between two slots, or -1."""
     bits = vertices.row_bits[follower]

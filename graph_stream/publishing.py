@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import exoflow
-from exoflow.dag import CallNode
+from exoflow.dag import CallNode, Node
 from graph_stream import ledger
 from graph_stream.changed import Changed
 from graph_stream.config import RunConfig
@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 900.0
 """After which one attempt is ended from outside."""
 
 
-def branches(config: RunConfig, epoch: int, published: CallNode, applied: CallNode) -> list[exoflow.Node]:
+def branches(config: RunConfig, epoch: int, published: CallNode, applied: CallNode) -> list[Node]:
     """Return the nodes that publish an epoch, one for each of the run's sinks."""
     shown = config.to_json()
     return [

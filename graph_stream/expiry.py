@@ -47,7 +47,7 @@ def expire(
     lanes: Lanes,
     follower: Slots,
     followed: Slots,
-) -> tuple[int, int]:
+) -> tuple[Int, int]:
     """Remove the edges older than a bound.
 
     Stops where a whole row might not fit into what is to be returned; call again from there.

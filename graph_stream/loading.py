@@ -54,6 +54,8 @@ def load_edges(
         Where to go on, and what ran short (``NOTHING`` at the end).
     """
     first = block = begin
+    follower: Int
+    cut: Int
     follower = cut = -1
     for position in range(begin, len(src)):
         if position == block:
@@ -73,7 +75,7 @@ def load_edges(
             cut = follower
             if vertices.degree[follower] == 0 and not cut_row(vertices, storage, follower, _run(src, position)):
                 return position, ROWS
-        followed = int(ahead[position - first])
+        followed: Int = int(ahead[position - first])
         if followed < 0:
             followed = find(vertices, storage, dst[position])
         if followed < 0:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import exoflow
-from exoflow.dag import CallNode
+from exoflow.dag import CallNode, Node
 from graph_stream import ledger
 from graph_stream.changed import Changed
 from graph_stream.config import RunConfig
@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 900.0
 """After which one attempt is ended from outside."""
 
 
-def branches(config: RunConfig, epoch: int, published: CallNode, states: Sequence[Any]) -> list[exoflow.Node]:
+def branches(config: RunConfig, epoch: int, published: CallNode, states: Sequence[Any]) -> list[Node]:
     """Return the nodes that publish an epoch, one for each of the run's sinks.
 
     ``states`` are the snapshots of the members, and in a run with names of the reader.

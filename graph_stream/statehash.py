@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_stream.algorithms import Parameters
-from graph_stream.compiled import compiled
+from graph_stream.compiled import Int, compiled
 from graph_stream.ownership import mix64
 
 Lanes = npt.NDArray[np.uint64]
@@ -34,17 +34,17 @@ _LANE_MASK = (1 << 64) - 1
 
 
 @compiled
-def _pair(seed: np.uint64, first: np.int64, second: np.int64) -> np.uint64:
+def _pair(seed: np.uint64, first: Int, second: Int) -> np.uint64:
     return mix64(mix64(np.uint64(first) + seed) + mix64(np.uint64(second) ^ seed))
 
 
 @compiled
-def _stamped(seed: np.uint64, pair: np.uint64, time: np.int64) -> np.uint64:
+def _stamped(seed: np.uint64, pair: np.uint64, time: Int) -> np.uint64:
     return mix64(pair + mix64(np.uint64(time) ^ seed))
 
 
 @compiled
-def edge_lanes(follower: np.int64, followed: np.int64) -> tuple[np.uint64, np.uint64]:
+def edge_lanes(follower: Int, followed: Int) -> tuple[np.uint64, np.uint64]:
     """Return the two lane values of an edge."""
     return (
         _pair(np.uint64(_EDGE_SEEDS[0]), follower, followed),
@@ -53,14 +53,14 @@ def edge_lanes(follower: np.int64, followed: np.int64) -> tuple[np.uint64, np.ui
 
 
 @compiled
-def timed_edge_lanes(follower: np.int64, followed: np.int64, time: np.int64) -> tuple[np.uint64, np.uint64]:
+def timed_edge_lanes(follower: Int, followed: Int, time: Int) -> tuple[np.uint64, np.uint64]:
     """Return the two lane values of an edge with its time."""
     low, high = edge_lanes(follower, followed)
     return _stamped(np.uint64(_TIME_SEEDS[0]), low, time), _stamped(np.uint64(_TIME_SEEDS[1]), high, time)
 
 
 @compiled
-def tombstone_lanes(follower: np.int64, followed: np.int64, time: np.int64) -> tuple[np.uint64, np.uint64]:
+def tombstone_lanes(follower: Int, followed: Int, time: Int) -> tuple[np.uint64, np.uint64]:
     """Return the two lane values of a tombstone."""
     low, high = edge_lanes(follower, followed)
     return _stamped(np.uint64(_TOMBSTONE_SEEDS[0]), low, time), _stamped(np.uint64(_TOMBSTONE_SEEDS[1]), high, time)

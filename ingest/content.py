@@ -1,6 +1,6 @@
 """What is in a file: its format, and the chunks of records and the lines it holds."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -72,7 +72,7 @@ class Content:
         text = self._text()
         return None if text is None else header_of(text)
 
-    def line(self, offset: int) -> Iterator[bytes]:
+    def line(self, offset: int) -> Generator[bytes]:
         """Yield the line that begins at an offset, without its line feed, in pieces of bounded size.
 
         Raises

@@ -7,7 +7,7 @@ is decompressed from its beginning.
 
 import functools
 import glob
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +96,7 @@ class FileSource:
         with self._reading(split, 0):
             return self._content(split).header()
 
-    def line(self, split: str, offset: int) -> Iterator[bytes]:
+    def line(self, split: str, offset: int) -> Generator[bytes]:
         """Yield the line that begins at an offset, without its line feed, in pieces of bounded size.
 
         Raises

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Final
 
@@ -162,7 +162,7 @@ class FollowSource(Queue):
         except OSError as error:
             raise SourceError(self.uri, f"{split!r} cannot be read: {error}") from error
 
-    def line(self, split: str, offset: int) -> Iterator[bytes]:
+    def line(self, split: str, offset: int) -> Generator[bytes]:
         """Yield a line of the file that has the name now, without its line feed, in pieces of bounded size.
 
         Raises

@@ -1,7 +1,7 @@
 """Text files as chunks of records: whole lines from a stream of bytes, in bounded memory."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,7 +135,7 @@ def _stream_from(split: TextSplit, offset: int) -> pa.NativeFile:
     return split.open(offset)
 
 
-def pieces_of_line(split: TextSplit, offset: int) -> Iterator[bytes]:
+def pieces_of_line(split: TextSplit, offset: int) -> Generator[bytes]:
     """Yield a line without its line feed, however long it is, in pieces of bounded size."""
     with _stream_from(split, offset) as stream:
         while data := stream.read(split.chunk_bytes):

@@ -21,7 +21,7 @@ import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -215,7 +215,7 @@ class WatchSource(Queue):
         """
         return self._content_now(split).header()
 
-    def line(self, split: str, offset: int) -> Iterator[bytes]:
+    def line(self, split: str, offset: int) -> Generator[bytes]:
         """Yield the line that begins at an offset, as it is now, without its line feed, in pieces of bounded size.
 
         Raises

@@ -20,6 +20,7 @@ from online_runs import rmat_file, whole_run
 import exoflow
 from exoflow.blobs import Blobs
 from graph_stream import snapshot
+from graph_stream.ahead import one_ahead
 from graph_stream.algorithms import Parameters
 from graph_stream.graph import PartitionState, warm_up
 from graph_stream.partition import load
@@ -134,7 +135,7 @@ def _recover(path: Path, store: str, options: argparse.Namespace) -> dict[str, f
         read = time.perf_counter() - began
         began = time.perf_counter()
         state = PartitionState(run.config.parameters())
-        state.restore(load(states, blobs.read), alone, epoch)
+        state.restore(one_ahead(load(states, blobs.read)), alone, epoch)
         restore = time.perf_counter() - began - read
     edges = float(state.edges)
     del state

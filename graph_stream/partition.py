@@ -14,6 +14,7 @@ from typing import Any
 
 import exoflow
 from graph_stream import memory, ordering, publishing, snapshot
+from graph_stream.ahead import one_ahead
 from graph_stream.changed import Changed
 from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
@@ -148,7 +149,7 @@ class Partition:
         share = virtual_range(context.member, context.members)
         changes = load(states, context.read_blob, share)
         epoch = states[0]["epoch"]
-        self._state.restore(changes, context.exchange, epoch)
+        self._state.restore(one_ahead(changes), context.exchange, epoch)
         self._captured_epoch = epoch
         if len(states) == context.members:
             self._check(states[context.member])

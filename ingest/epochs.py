@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Final, TypeAlias, cast
 
 from ingest.intervals import IDLE_SECONDS, Intervals
@@ -132,6 +132,46 @@ class _Taken:
     bad: list[BadRecord] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Cut:
+    """An epoch that is being cut, and where it has come to."""
+
+    splits: list[_Split]
+    turn: int
+    in_block: int
+    """Good records taken of the block of the split whose turn it is."""
+    interval: int | None
+    visits: dict[_Visit, _Taken] = field(default_factory=dict)
+    records: int = 0
+    bad: int = 0
+    idle: int = 0
+    """How many turns in a row brought nothing."""
+    since: float | None = None
+    """See `EpochBatch`, as of `due`."""
+    due: float | None = None
+    n_open: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.n_open = sum(not split.end for split in self.splits)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.records or self.bad)
+
+    @property
+    def nothing_waits(self) -> bool:
+        return self.idle >= self.n_open
+
+    def position(self) -> Position:
+        """Return where it has come to."""
+        shown = [asdict(split) for split in self.splits]
+        for each in shown:
+            if each["reached"] is None:
+                del each["reached"]
+        position: Position = {"splits": shown, "turn": self.turn, "taken": self.in_block}
+        return position if self.interval is None else {**position, "interval": self.interval}
+
+
 class EpochReader:
     """Reads epochs from sources, bounded and live ones side by side.
 
@@ -209,7 +249,7 @@ class EpochReader:
 
     def start(self) -> Position:
         """Return the position before the first record."""
-        return _to_json([_Split(*name) for name in self._splits()], turn=0, taken=0)
+        return _Cut([_Split(*name) for name in self._splits()], turn=0, in_block=0, interval=None).position()
 
     def read(self, position: Position) -> EpochBatch:
         """Read the epoch that begins at a position; wait for it as long as its sources are live.
@@ -226,85 +266,24 @@ class EpochReader:
         """
         for queue in self._queues.values():
             queue.rollback()
-        splits, turn, taken = self._resume(position)
-        epoch: dict[_Visit, _Taken] = {}
-        n_good = n_bad = idle = 0
-        n_open = sum(not split.end for split in splits)
-        due = since = None
-        interval: int | None = position.get("interval")
+        cut = self._resume(position)
         if self._nothing_left_at is None:
             self._nothing_left_at = self._clock()
         if self._closing is not None:
             self._closing.begin()
-        while n_good < self._epoch_edges and n_bad < MAX_BAD_PER_EPOCH:
-            if not n_open and not self._live:
-                break
-            is_shut = self._tap is not None and not self._tap.room
-            nothing_waits = is_shut or idle >= n_open
-            if nothing_waits and not is_shut and not self._any_held(splits, interval):
-                self._nothing_left_at = self._clock()
-            if self._closing is not None and self._closing.is_over(
-                idle=nothing_waits, records=n_good + n_bad, since=since
-            ):
-                if n_good or n_bad:
-                    due = self._closing.due
-                    break
-                if nothing_waits:
-                    self._closing.next()
-            if is_shut:
+        while not self._is_over(cut):
+            if self._is_shut:
                 self._wait_for_tap()
-                continue
-            if nothing_waits and self._intervals is not None:
-                places = {self._place(split): split for split in splits}
-                if self._intervals.is_over(interval, places):
-                    interval, idle = self._intervals.after(interval, splits), 0
-                    if n_good or n_bad:
-                        break
-                    continue
-                if (n_good or n_bad) and self._intervals.all_idle(places):
-                    break
-            if nothing_waits:
-                self._wait(splits, interval)
-                splits, turn, taken = self._resume(_to_json(splits, turn, taken))
-                n_open = sum(not split.end for split in splits)
-                idle = 0
-                continue
-            split = splits[turn]
-            starved = False
-            if self._intervals is not None and self._intervals.is_held(split, interval):
-                starved = True
-                idle += not split.end
-            elif not self._find_next(split):
-                n_open -= split.end
-                starved, idle = True, idle + 1
-            elif not split.end:
-                room = min(self._block_records - taken, self._epoch_edges - n_good)
-                readable_at = self._nothing_left_at
-                if self._tap is not None:
-                    room, readable_at = min(room, self._tap.room), self._tap.since
-                block = self._read_split(split, room, epoch, interval)
-                if self._tap is not None:
-                    self._tap.took(len(block.records))
-                if len(block.records) or block.bad:
-                    if block.since is not None:
-                        readable_at = min(block.since, self._clock())  # clocks of others may be ahead
-                    since = readable_at if since is None else min(since, readable_at)
-                taken += len(block.records)
-                n_good += len(block.records)
-                n_bad += len(block.bad)
-                n_open -= split.end
-                starved = block.head is not None or not (
-                    self._sources[split.source].bounded or len(block.records) == room
-                )
-                idle = 0 if len(block.records) or block.bad or block.end else idle + 1
-            if split.end or starved or taken == self._block_records:
-                turn, taken = (turn + 1) % len(splits), 0
+            elif cut.nothing_waits:
+                self._wait(cut)
+            else:
+                self._take_turn(cut)
         if self._closing is not None:
             self._closing.next()
-        batch = self._batch(position, splits, turn, taken, epoch, interval)
+        batch = self._batch(position, cut)
         for queue in self._queues.values():
             queue.commit()
-        return replace(batch, due=due, since=since)
+        return batch
 
     def reread(self, ranges: Sequence[Range]) -> Records:
         """Read the good records of an epoch again, by what it took of each split.
@@ -359,8 +338,76 @@ class EpochReader:
         """Return what stays the same of a split while a queue goes on."""
         return (split.source, "") if split.source in self._queues else split.name
 
-    def _resume(self, position: Position) -> tuple[list[_Split], int, int]:
-        """Return splits, turn and taken of a position, with the splits that a live source has since got."""
+    @property
+    def _is_shut(self) -> bool:
+        """Whether records may have to wait before they are let through."""
+        return self._tap is not None and not self._tap.room
+
+    def _is_over(self, cut: _Cut) -> bool:
+        """Decide whether the epoch ends here; closes and intervals in which nothing came are passed over."""
+        if cut.records >= self._epoch_edges or cut.bad >= MAX_BAD_PER_EPOCH:
+            return True
+        if not cut.n_open and not self._live:
+            return True
+        is_shut = self._is_shut
+        if cut.nothing_waits and not is_shut and not self._any_held(cut):
+            self._nothing_left_at = self._clock()
+        nothing_waits = is_shut or cut.nothing_waits
+        if self._closing is not None and self._closing.is_over(
+            idle=nothing_waits, records=cut.records + cut.bad, since=cut.since
+        ):
+            if not cut.is_empty:
+                cut.due = self._closing.due
+                return True
+            if nothing_waits:
+                self._closing.next()
+        return not is_shut and cut.nothing_waits and self._leaves_interval(cut)
+
+    def _leaves_interval(self, cut: _Cut) -> bool:
+        """Decide whether the epoch ends with its interval of event time, now that no split has more of it."""
+        if self._intervals is None:
+            return False
+        places = {self._place(split): split for split in cut.splits}
+        if self._intervals.is_over(cut.interval, places):
+            cut.interval, cut.idle = self._intervals.after(cut.interval, cut.splits), 0
+            return not cut.is_empty
+        return not cut.is_empty and self._intervals.all_idle(places)
+
+    def _take_turn(self, cut: _Cut) -> None:
+        """Read on in the split whose turn it is; pass the turn on at the end of its block, or where it has no more."""
+        split = cut.splits[cut.turn]
+        starved = False
+        if self._intervals is not None and self._intervals.is_held(split, cut.interval):
+            starved = True
+            cut.idle += not split.end
+        elif not self._find_next(split):
+            cut.n_open -= split.end
+            starved, cut.idle = True, cut.idle + 1
+        elif not split.end:
+            room = min(self._block_records - cut.in_block, self._epoch_edges - cut.records)
+            readable_at = self._nothing_left_at
+            if self._tap is not None:
+                room, readable_at = min(room, self._tap.room), self._tap.since
+            block = self._read_split(split, room, cut)
+            if self._tap is not None:
+                self._tap.took(len(block.records))
+            if len(block.records) or block.bad:
+                if block.since is not None:
+                    readable_at = min(block.since, self._clock())  # clocks of others may be ahead
+                assert readable_at is not None
+                cut.since = readable_at if cut.since is None else min(cut.since, readable_at)
+            cut.in_block += len(block.records)
+            cut.records += len(block.records)
+            cut.bad += len(block.bad)
+            cut.n_open -= split.end
+            is_bounded = self._sources[split.source].bounded
+            starved = block.head is not None or not (is_bounded or len(block.records) == room)
+            cut.idle = 0 if len(block.records) or block.bad or block.end else cut.idle + 1
+        if split.end or starved or cut.in_block == self._block_records:
+            cut.turn, cut.in_block = (cut.turn + 1) % len(cut.splits), 0
+
+    def _resume(self, position: Position) -> _Cut:
+        """Return an epoch that begins at a position, with the splits that a live source has since got."""
         then = {self._place(split): split for split in (_Split(**split) for split in position["splits"])}
         now = self._splits()
         gone = [*(then.keys() - set(now))]
@@ -379,21 +426,25 @@ class EpochReader:
         turn: int = position["turn"]
         if new and then:
             turn = now.index(list(then)[turn])
-        return splits, turn, position["taken"]
+        return _Cut(splits, turn, position["taken"], position.get("interval"))
 
-    def _wait(self, splits: list[_Split], interval: int | None) -> None:
-        """Wait until a live source may have something, or for a moment."""
+    def _wait(self, cut: _Cut) -> None:
+        """Wait until a live source may have something, or for a moment, and look for new splits."""
         began = self._clock()
         seconds = WAIT_SECONDS / len(self._live)
         for source in self._live:
             left = seconds if self._closing is None else min(seconds, self._closing.seconds_left)
             source.wait(left)
         if self._intervals is not None:
-            waited_for = [split for split in splits if not split.end and not self._intervals.is_held(split, interval)]
+            waited_for = [
+                split for split in cut.splits if not split.end and not self._intervals.is_held(split, cut.interval)
+            ]
             self._intervals.listened(map(self._place, waited_for), max(0.0, self._clock() - began))
+        now = self._resume(cut.position())
+        cut.splits, cut.turn, cut.n_open, cut.idle = now.splits, now.turn, now.n_open, 0
 
-    def _any_held(self, splits: list[_Split], interval: int | None) -> bool:
-        return self._intervals is not None and any(self._intervals.is_held(split, interval) for split in splits)
+    def _any_held(self, cut: _Cut) -> bool:
+        return self._intervals is not None and any(self._intervals.is_held(each, cut.interval) for each in cut.splits)
 
     def _wait_for_tap(self) -> None:
         assert self._tap is not None
@@ -409,7 +460,7 @@ class EpochReader:
             return False
         for split in live:
             if split.source in self._queues:
-                if not self._is_over(split):
+                if not self._is_exhausted(split):
                     return False
                 continue
             with closing(self._sources[split.source].open(split.split, None)) as reader:
@@ -429,7 +480,7 @@ class EpochReader:
         split.split = found or ""
         return found is not None
 
-    def _is_over(self, split: _Split) -> bool:
+    def _is_exhausted(self, split: _Split) -> bool:
         """Tell whether a bounded queue has no more records; it is moved behind splits that hold none."""
         while self._find_next(split) and not split.end:
             reader = self._sources[split.source].open(split.split, None)
@@ -445,7 +496,7 @@ class EpochReader:
         self._queues[split.source].finish(split.split, position)
         split.split, split.position, split.end = "", None, False
 
-    def _read_split(self, split: _Split, max_records: int, epoch: dict[_Visit, _Taken], interval: int | None) -> Block:
+    def _read_split(self, split: _Split, max_records: int, cut: _Cut) -> Block:
         """Read on in a split, move it behind what was read, and add that to the epoch."""
         # Out of the cache while it is read: a reader that was stopped half-way must not be found there again.
         kept = self._readers if split.source in self._bounded_splits else self._live_readers
@@ -460,7 +511,7 @@ class EpochReader:
             if self._intervals is None:
                 block = reader.read(max_records)
             else:
-                block = reader.read(max_records, self._intervals.end_of(interval))
+                block = reader.read(max_records, self._intervals.end_of(cut.interval))
                 self._follow(split, block)
         except BaseException:
             reader.close()
@@ -477,7 +528,7 @@ class EpochReader:
         looked_into = split.source in self._bounded_splits and block.head is None
         if reader.position != before or block.bad or looked_into:
             visit = (self._place(split), name[1], 0 if queue is None else len(queue.register))
-            taken = epoch.setdefault(visit, _Taken(name, before, before))
+            taken = cut.visits.setdefault(visit, _Taken(name, before, before))
             taken.after = split.position
             taken.runs.append(block.records)
             taken.bad.extend(block.bad)
@@ -498,21 +549,13 @@ class EpochReader:
         if shown:
             split.reached = max(shown) if split.reached is None else max(*shown, split.reached)
 
-    def _batch(
-        self,
-        begin: Position,
-        splits: list[_Split],
-        turn: int,
-        taken: int,
-        epoch: dict[_Visit, _Taken],
-        interval: int | None,
-    ) -> EpochBatch:
-        last = self._nothing_left(splits)
-        order = {self._place(split): number for number, split in enumerate(splits)}
-        in_order = [taken for _, taken in sorted(epoch.items(), key=lambda item: order[item[0][0]])]
+    def _batch(self, begin: Position, cut: _Cut) -> EpochBatch:
+        last = self._nothing_left(cut.splits)
+        order = {self._place(split): number for number, split in enumerate(cut.splits)}
+        in_order = [taken for _, taken in sorted(cut.visits.items(), key=lambda item: order[item[0][0]])]
         runs = [run for each in in_order for run in each.runs]
         records = concatenate(runs) if runs else no_records(timed=False)
-        labels = _labels(dict.fromkeys([split.name for split in splits] + [each.name for each in in_order]))
+        labels = _labels(dict.fromkeys([split.name for split in cut.splits] + [each.name for each in in_order]))
         return EpochBatch(
             src=records.src,
             dst=records.dst,
@@ -520,11 +563,13 @@ class EpochReader:
             time=records.time,
             bad=[record for each in in_order for record in each.bad],
             begin=begin,
-            end=_to_json(splits, turn, taken, interval),
+            end=cut.position(),
             last=last,
-            offsets={labels[each.name]: [_offset(each.before), _offset(each.after)] for each in epoch.values()},
+            offsets={labels[each.name]: [_offset(each.before), _offset(each.after)] for each in cut.visits.values()},
             ranges=[[*each.name, each.before, each.after] for each in in_order],
-            watermark=None if self._intervals is None or interval is None else self._intervals.begin_of(interval),
+            due=cut.due,
+            since=cut.since,
+            watermark=self._intervals.begin_of(cut.interval) if self._intervals and cut.interval is not None else None,
         )
 
 
@@ -539,12 +584,3 @@ def _labels(names: Iterable[_Name]) -> dict[_Name, str]:
     """Name splits for display: by their source too where two have the same name."""
     times = Counter(split for _, split in names)
     return {(uri, split): split if times[split] == 1 else f"{uri}#{split}" for uri, split in names}
-
-
-def _to_json(splits: list[_Split], turn: int, taken: int, interval: int | None = None) -> Position:
-    shown = [asdict(split) for split in splits]
-    for each in shown:
-        if each["reached"] is None:
-            del each["reached"]
-    position: Position = {"splits": shown, "turn": turn, "taken": taken}
-    return position if interval is None else {**position, "interval": interval}

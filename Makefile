@@ -31,8 +31,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## Stream a graph, kill it, resume it, audit it [DATA=PATH].
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
-test: setup ## Run all tests, those that start Ray and servers in one process, the others in another.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: setup ## Run all tests, two files at a time: most of them wait for processes, not for a processor.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Check style, types and the direction of imports.
 	$(BIN)/ruff check

@@ -10,18 +10,6 @@ import pytest
 
 from exoflow.storage import LocalStore, MemoryStore, Store
 
-HEAVY = {"compat", "fault", "integration", "packaging"}
-"""Folders of tests that start Ray, servers or whole runs."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the heavy tests run one after the other where tests run side by side, so that they share what they start."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).parts[0] in HEAVY:
-            item.add_marker(pytest.mark.xdist_group("heavy"))
-
 
 @pytest.fixture(params=["memory", "local"])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Store:

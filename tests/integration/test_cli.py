@@ -254,7 +254,7 @@ def test_batches_and_audits_of_several_rankings(call, edges, store, tmp_path):
 def test_an_audit_that_does_not_hold_exits_1(call, whole, monkeypatch):
     from graph_stream import offline
 
-    def one_wrong_answer(steps, inputs, output, key, parameters):
+    def one_wrong_answer(steps, inputs, output, key, parameters, names):
         from graph_stream.runs import scores
 
         table = scores(open_run("r", str(whole)), EPOCHS)

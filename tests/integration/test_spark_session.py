@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -210,6 +212,8 @@ def test_a_session_is_silent_and_leaves_nothing(tmp_path):
 
 REFUSED = """
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 import psutil
 from spark.session import SparkUnavailable, open_session
@@ -278,11 +282,18 @@ ray.shutdown()
 """
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Return a folder with a short name: that of a socket has no more than 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.java
-def test_a_session_works_in_a_ray_worker(tmp_path, tmp_path_factory):
+def test_a_session_works_in_a_ray_worker(tmp_path, short_folder):
     need_java()
     process = subprocess.run(
-        [sys.executable, "-c", IN_RAY, str(tmp_path / "scratch"), str(tmp_path_factory.mktemp("r"))],
+        [sys.executable, "-c", IN_RAY, str(tmp_path / "scratch"), str(short_folder)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "RAY_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,

@@ -345,7 +345,9 @@ def test_every_row_is_one_record_good_or_bad(folder, table, columns, group_rows,
 
     fits = all(pa.types.is_integer(table.schema.field(name).type) for name in ("src", "dst"))
     if not fits:
-        with pytest.raises(SourceError, match=r"it must be an integer\. Write the file"):
+        with pytest.raises(
+            SourceError, match=r"it must be an integer(; names are read with --ids string)?\. Write the file"
+        ):
             rows_from(0)
     elif position > len(table):
         with pytest.raises(SourceError, match=f"it ends before row {position}"):

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -142,10 +142,17 @@ class Kafka:
 
     def new_topic(self, partitions: int = 1, **settings: str) -> str:
         """Create a topic that nobody has used, with settings such as ``cleanup_policy``; return its name."""
-        name = f"edges-{uuid.uuid4().hex}"
         configs = {setting.replace("_", "."): value for setting, value in settings.items()}
+        return self._create(lambda name: NewTopic(name, partitions, 1, topic_configs=configs))
+
+    def new_topic_at(self, *brokers: list[int]) -> str:
+        """Create a topic with a partition for each list of ids of brokers, the first of which is to lead it."""
+        return self._create(lambda name: NewTopic(name, replica_assignments=dict(enumerate(brokers))))
+
+    def _create(self, describe: Callable[[str], NewTopic]) -> str:
+        name = f"edges-{uuid.uuid4().hex}"
         with self.admin() as admin:
-            admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+            admin.create_topics([describe(name)])
         return name
 
     @contextlib.contextmanager
@@ -201,6 +208,72 @@ class KafkaServer(Server):
 
     def _answers(self) -> bool:
         return b"Kafka Server started" in (self._folder / "log").read_bytes()
+
+
+class KafkaNode(KafkaServer):
+    """One broker of a cluster.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it stores; a new one.
+    number : int
+        Its id; the first one is the controller, too.
+    controller : str
+        Address at which the controller listens to the brokers.
+    """
+
+    def __init__(self, folder: Path, number: int, controller: str) -> None:
+        super().__init__(folder)
+        folder.mkdir(parents=True)
+        leads = number == 1
+        properties = folder / "node.properties"
+        lines = [
+            f"node.id={number}",
+            f"process.roles={'broker,controller' if leads else 'broker'}",
+            f"listeners=PLAINTEXT://{self.kafka.address}{f',CONTROLLER://{controller}' if leads else ''}",
+            f"controller.quorum.voters=1@{controller}",
+        ]
+        properties.write_text("\n".join(lines) + "\n")
+        self._more = ["", properties]
+
+
+class KafkaCluster:
+    """Kafka brokers of one test; the first one is the controller, and has to live.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they store; a new one.
+    brokers : int
+        How many there are.
+
+    Attributes
+    ----------
+    nodes : list of KafkaNode
+        The brokers, in the order of their ids, which begin with 1.
+    """
+
+    def __init__(self, folder: Path, brokers: int) -> None:
+        controller = f"127.0.0.1:{free_port()}"
+        self.nodes = [KafkaNode(folder / str(number), number, controller) for number in range(1, brokers + 1)]
+
+    @property
+    def kafka(self) -> Kafka:
+        """All brokers as tests use them."""
+        return Kafka(",".join(node.kafka.address for node in self.nodes))
+
+    def __enter__(self) -> Self:
+        """Start them."""
+        with contextlib.ExitStack() as started:
+            for node in self.nodes:
+                started.enter_context(node)
+            self._started = started.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill them."""
+        self._started.close()
 
 
 class SecureKafkaServer(KafkaServer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from kafka.admin import NewPartitions
 
 from ingest import EpochReader, SourceError, open_source
 from ingest.kafka_uri import CLIENTS
-from tests.integration.services import Kafka, KafkaServer, use_client
+from tests.integration.services import Kafka, KafkaCluster, KafkaServer, use_client
 
 
 @pytest.fixture(params=CLIENTS, autouse=True)
@@ -269,6 +270,45 @@ def test_a_broker_may_die_freeze_and_come_back(tmp_path):
             waiting.join()
             wait_for(told, "is back after")
     assert sorted(found) == list(range(300))
+
+
+def test_a_partition_whose_leader_dies_is_read_from_the_next_one(cluster):
+    """Each offset counts once, though who led one partition is killed and comes back."""
+    found: list[tuple[int, int]] = []
+    topic = cluster.kafka.new_topic_at([2, 3], [3, 2])
+    source = open_source(uri(cluster.kafka, topic, "from=earliest"))
+    with EpochReader([source], 50, epoch_seconds=0.2) as epochs:
+        position = epochs.start()
+
+        def send_and_read(first: int) -> None:
+            nonlocal position
+            for partition in range(2):
+                send(cluster.kafka, topic, partition, *edges(*((i, partition) for i in range(first, first + 100))))
+            while len(found) < 2 * (first + 100):
+                batch = epochs.read(position)
+                position = batch.end
+                found.extend(zip(batch.src.tolist(), batch.dst.tolist(), strict=True))
+
+        send_and_read(0)
+        assert leader_of(cluster.kafka, topic, 0) == 2
+        cluster.nodes[1].kill()
+        send_and_read(100)
+        assert leader_of(cluster.kafka, topic, 0) == 3
+        cluster.nodes[1].start()
+        send_and_read(200)
+    assert sorted(found) == [(i, partition) for i in range(300) for partition in range(2)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with KafkaCluster(tmp_path_factory.mktemp("cluster"), 3) as started:
+        yield started
+
+
+def leader_of(kafka: Kafka, topic: str, partition: int) -> int:
+    with kafka.admin() as admin:
+        (described,) = admin.describe_topics([topic])
+    return next(each["leader_id"] for each in described["partitions"] if each["partition_index"] == partition)
 
 
 def wait_for(told: list[str], text: str) -> None:

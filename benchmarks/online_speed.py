@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import math
 import statistics
 import sys
 import time
@@ -25,7 +26,8 @@ ROOM_PER_EDGE = 8
 """Row entries the reference kernel reserves per record: twice what its sets and outgrown rows can take."""
 
 
-SMALL_WARM_UP = 50
+SMALL_WARM_UP_SECONDS = 5.0
+"""Starting again takes a while, and the epochs that wait for it are no measure."""
 
 
 class Disagreement(AssertionError):
@@ -174,8 +176,7 @@ def small(folder: Path, options: argparse.Namespace) -> None:
         done = paced_tail(
             folder,
             str(path),
-            # Starting again takes a while, and the epochs that wait for it are no measure.
-            epochs=len(batches) - measured - SMALL_WARM_UP,
+            epochs=max(1, len(batches) - measured - math.ceil(SMALL_WARM_UP_SECONDS * rate / 1_000)),
             rate=rate,
             epoch_edges=1_000,
             threads=options.threads,

@@ -24,7 +24,7 @@ import pyarrow as pa
 from ingest.content import Content
 from ingest.formats import FileFormat, file_format
 from ingest.held import CONTENT_BYTES, Held
-from ingest.patience import Patience, PatienceExhausted
+from ingest.patience import Patience, seconds_until_retry
 from ingest.pinned import PinnedReader
 from ingest.reader import Chunk, ChunkedReader, LiveChunks
 from ingest.source import BadRecord, JsonValue, Queue, SourceError, no_records
@@ -234,7 +234,7 @@ class FollowSource(Queue):
             try:
                 held = self._opened()
             except OSError as error:
-                again = self._clock() + self._delay(error)
+                again = self._clock() + seconds_until_retry(self._patience, self.uri, error)
                 while self._clock() < again:
                     if waits:
                         time.sleep(WAIT_SECONDS)
@@ -243,13 +243,6 @@ class FollowSource(Queue):
             else:
                 self._patience.answered()
                 return held
-
-    def _delay(self, error: OSError) -> float:
-        try:
-            return self._patience.failed(error)
-        except PatienceExhausted as exhausted:
-            detail = f"{exhausted}. Nothing is lost: resume when it is back (patience=SECONDS in the URI says how long)"
-            raise SourceError(self.uri, detail) from error
 
     def _opened(self) -> Held:
         return Held(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))

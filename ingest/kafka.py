@@ -21,7 +21,7 @@ import numpy as np
 from ingest.kafka_client import Batch, BrokersRefuse, BrokersUnavailable, Client, client_name, connected
 from ingest.kafka_uri import EARLIEST, LATEST, KafkaUri
 from ingest.messages import MessageParser
-from ingest.patience import Patience, PatienceExhausted
+from ingest.patience import Patience, seconds_until_retry
 from ingest.reader import Chunk, ChunkedReader, LiveChunks
 from ingest.source import BadRecord, JsonValue, SourceError, no_records
 
@@ -358,11 +358,7 @@ class _Connection:
         """
         if isinstance(error, BrokersRefuse):
             raise SourceError(self._uri, f"the brokers refuse: {error}") from error
-        try:
-            return self._patience.failed(error)
-        except PatienceExhausted as exhausted:
-            detail = f"{exhausted}. Nothing is lost: resume when it is back (patience=SECONDS in the URI says how long)"
-            raise SourceError(self._uri, detail) from error
+        return seconds_until_retry(self._patience, self._uri, error)
 
     def _find_lost(self, feed: _Feed, wanted: int) -> None:
         """Find out what an offset that the topic has not says of the ones before."""

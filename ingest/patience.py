@@ -4,6 +4,8 @@ import random
 import time
 from collections.abc import Callable
 
+from ingest.source import SourceError
+
 FIRST_DELAY_SECONDS = 0.1
 MAX_DELAY_SECONDS = 5.0
 TELL_SECONDS = 10.0
@@ -74,3 +76,18 @@ class Patience:
         delay = self._delay * (0.5 + self._jitter() / 2)
         self._delay = min(2 * self._delay, MAX_DELAY_SECONDS)
         return min(delay, max(0.0, self._seconds - waited))
+
+
+def seconds_until_retry(patience: Patience, uri: str, error: Exception) -> float:
+    """Return for how many seconds to leave alone what a source is read from.
+
+    Raises
+    ------
+    SourceError
+        It has not answered for as long as one was ready to wait.
+    """
+    try:
+        return patience.failed(error)
+    except PatienceExhausted as exhausted:
+        detail = f"{exhausted}. Nothing is lost: resume when it is back (patience=SECONDS in the URI says how long)"
+        raise SourceError(uri, detail) from error

@@ -34,7 +34,7 @@ from ingest.bucket import Bucket
 from ingest.content import Content
 from ingest.formats import KNOWN_FORMATS, file_format
 from ingest.held import Held
-from ingest.patience import Patience, PatienceExhausted
+from ingest.patience import Patience, seconds_until_retry
 from ingest.pinned import PinnedReader
 from ingest.places import Found, Gone, OutOfReach, Refused
 from ingest.reader import Chunk, ChunkedReader, LiveChunks
@@ -253,7 +253,7 @@ class WatchSource(Queue):
         try:
             listed, took = listing.result()
         except OutOfReach as error:
-            self._list_at = self._clock() + self._delay(error)
+            self._list_at = self._clock() + seconds_until_retry(self._patience, self.uri, error)
             return False
         except Refused as error:
             raise self._refused(error) from error
@@ -339,7 +339,7 @@ class WatchSource(Queue):
                         self._fetching = None
                     held, fault = fetching.result()
             except OutOfReach as error:
-                self._again_at = self._clock() + self._delay(error)
+                self._again_at = self._clock() + seconds_until_retry(self._patience, self.uri, error)
                 while (left := self._again_at - self._clock()) > 0:
                     if waits:
                         time.sleep(left)
@@ -418,19 +418,12 @@ class WatchSource(Queue):
             try:
                 result = do()
             except OutOfReach as error:
-                time.sleep(self._delay(error))
+                time.sleep(seconds_until_retry(self._patience, self.uri, error))
             except Refused as error:
                 raise self._refused(error) from error
             else:
                 self._patience.answered()
                 return result
-
-    def _delay(self, error: OutOfReach) -> float:
-        try:
-            return self._patience.failed(error)
-        except PatienceExhausted as exhausted:
-            detail = f"{exhausted}. Nothing is lost: resume when it is back (patience=SECONDS in the URI says how long)"
-            raise SourceError(self.uri, detail) from error
 
     def _refused(self, error: Refused) -> SourceError:
         return SourceError(self.uri, f"{self._place} refuses: {error}")

@@ -242,20 +242,26 @@ def test_an_s3_server_that_dies_in_the_middle_is_waited_for(tmp_path):
                 server.kill()
                 restarting.start()
 
+        def tell(line: str) -> None:
+            told.append(line)
+            if line.startswith(f"waiting for s3://{BUCKET}/"):
+                noticed.set()
+
         def restart() -> None:
-            time.sleep(1.0)  # long enough to be noticed
+            noticed.wait(60)
             server.start()
 
+        noticed = threading.Event()
         restarting = threading.Thread(target=restart)
         Pipeline(f"{source}&until=end", rate=1000, **RMAT).run(
-            run_id="run", store=str(tmp_path / "store"), progress=progress, tell=told.append
+            run_id="run", store=str(tmp_path / "store"), progress=progress, tell=tell
         )
         restarting.join()
     found = rows(tmp_path / "store")
     assert order_of(found) == sorted(arriving.files)
     assert found[-1]["total_records"] == arriving.count
     assert found[-1]["total_rejected"] == arriving.poison
-    assert any(line.startswith(f"waiting for s3://{BUCKET}/") for line in told)
+    assert noticed.is_set(), told
 
 
 @pytest.mark.usefixtures("ray_cluster")

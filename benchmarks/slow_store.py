@@ -33,7 +33,7 @@ class Fault(enum.Enum):
     DROP = "the connection is closed before the store sees anything"
     REFUSE = "503 is answered, as by a server that is too busy; the store sees nothing"
     LOSE_ANSWER = "the store does what it was asked for, and the connection is closed instead of an answer"
-    CUT_ANSWER = "the connection is closed in the middle of the answer's body"
+    CUT_ANSWER = "the connection is closed in the middle of the answer's body; without a body the answer is whole"
     STRAY_PAGE = "200 and a page is answered, as by a proxy on the way; the store sees nothing"
 
 
@@ -210,7 +210,7 @@ async def _forward(
             return False
         # A body that the client was not asked for never comes, and must not be waited for.
         to_client.write(answer.data[:-2] + b"Connection: close\r\n\r\n" if held_back else answer.data)
-        bodiless = head.first[0] == "HEAD" or answer.status in (204, 304)
+        bodiless = head.first[0] == "HEAD" or answer.status in (204, 304) or answer.fields.get("content-length") == "0"
         if fault is Fault.CUT_ANSWER and not bodiless:
             to_client.write(await store.readexactly(int(answer.fields["content-length"]) // 2))
             await to_client.drain()

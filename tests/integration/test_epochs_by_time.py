@@ -139,7 +139,7 @@ def test_partitions_of_different_speeds_one_of_them_silent(kafka, store):
         for partition, lines in enumerate(parts):
             for line in lines:
                 producer.send(topic, line.encode(), partition=partition)
-    options = {**BY_EVENT_TIME, "window": None, "idle_seconds": 1.0}
+    options = {**BY_EVENT_TIME, "window": None, "idle_seconds": 3.0}
     pipeline = Pipeline(f"kafka://{kafka.address}/{topic}", **options)
     counts = [2_000, 500, 0]
     interrupted_after(pipeline, store, lambda: until(lambda: len(rows_of(store)) >= 3))

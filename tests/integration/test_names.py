@@ -249,16 +249,21 @@ def test_a_killed_run_over_a_live_topic_keeps_every_name(streams, kafka, store):
     source = f"kafka://{kafka.address}/{topic}?format=json"
     arguments = ["--run-id", "r", "--store", store, "--source", source, "--columns", "src,dst,op", "--ids", "string"]
     arguments += ["--epoch-seconds", 0.2, "--epoch-edges", 200, "--publish", f"kafka://{kafka.address}/{out}"]
-    with kafka.producer() as producer:
-        for number, given in enumerate(parts.values()):
-            for line in given:
-                producer.send(topic, message(line), partition=number)
+
+    def send(which: slice) -> None:
+        with kafka.producer() as producer:
+            for number, given in enumerate(parts.values()):
+                for line in given[which]:
+                    producer.send(topic, message(line), partition=number)
+
+    send(slice(0, 800))
     with Command("run", *arguments) as run:
         run.until(lambda: len(rows_of(store)) >= epochs_before)
         run.kill()
         run.until_nothing_is_left()
     before = rows_of(store)
     assert 0 < reached(store) < len(lines)
+    send(slice(800, None))
     with Command("resume", "--run-id", "r", "--store", store, "--partitions", 2) as resumed:
         resumed.until(lambda: reached(store) == len(lines))
         resumed.until(lambda: markers(kafka.address, out) == 3 * len(rows_of(store)))

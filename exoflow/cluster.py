@@ -105,12 +105,21 @@ class NodeWatch:
     ----------
     tell : callable
         Gets a `ClusterLost`, once, from a thread of the watch.
+
+    Raises
+    ------
+    ClusterLost
+        If the node has died before anybody watched it.
     """
 
     def __init__(self, tell: Callable[[ClusterLost], None]) -> None:
         self._tell = tell
         self._node = ray.get_runtime_context().get_node_id()
-        self._process = os.pidfd_open(_raylet_pid())
+        try:
+            self._process = os.pidfd_open(_raylet_pid())
+        except OSError as error:
+            _let_go()
+            raise ClusterLost(self._node) from error
         self._stopped = os.eventfd(0)
         self.lost = False
         self._thread = threading.Thread(target=self._run, name="exoflow-node-watch", daemon=True)
@@ -123,8 +132,7 @@ class NodeWatch:
         os.close(self._process)
         os.close(self._stopped)
         if self.lost:
-            with contextlib.suppress(Exception):
-                ray.shutdown()
+            _let_go()
 
     def _run(self) -> None:
         poll = select.poll()
@@ -135,8 +143,20 @@ class NodeWatch:
             self._tell(ClusterLost(self._node))
 
 
+def _let_go() -> None:
+    """Forget a Ray that has died."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
 def _raylet_pid() -> int:
-    """Return the process of the node that this process works through: the one that listens on its socket."""
+    """Return the process of the node that this process works through: the one that listens on its socket.
+
+    Raises
+    ------
+    OSError
+        If nobody does.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(ray._private.worker._global_node.raylet_socket_name)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

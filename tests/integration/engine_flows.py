@@ -289,26 +289,36 @@ def gated_program(store: str, folder: str) -> None:
 
 
 def node_program(store: str, folder: str) -> None:
-    """Lose the Ray node in the middle of a workflow; then open the gate and resume, with another Ray."""
+    """Lose the Ray node in the middle of a workflow, and before one; then open the gate and resume, with a third."""
     import psutil
     import ray
 
     from exoflow.cluster import ensure_ray
 
     def lose_the_node() -> None:
-        while "waits for the gate" not in noted(folder):
-            time.sleep(0.01)
         for child in psutil.Process().children(recursive=True):
             if child.name() == "raylet":
                 child.kill()
+                child.wait()
 
-    threading.Thread(target=lose_the_node).start()
+    def lose_the_node_in_the_middle() -> None:
+        while "waits for the gate" not in noted(folder):
+            time.sleep(0.01)
+        lose_the_node()
+
+    def run() -> None:
+        try:
+            exoflow.run(gated.bind(folder, 7), workflow_id="w", store=store)
+        except exoflow.ClusterLost as error:
+            print(error, flush=True)
+        assert not ray.is_initialized()
+
+    threading.Thread(target=lose_the_node_in_the_middle).start()
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
-    try:
-        exoflow.run(gated.bind(folder, 7), workflow_id="w", store=store)
-    except exoflow.ClusterLost as error:
-        print(error, flush=True)
-    assert not ray.is_initialized()
+    run()
+    ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
+    lose_the_node()
+    run()
     (Path(folder) / "gate").touch()
     ensure_ray(num_cpus=2, object_store_bytes=96 * 1024 * 1024, log_to_driver=False)
     print(exoflow.resume("w", store=store), flush=True)

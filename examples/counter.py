@@ -7,26 +7,26 @@ import exoflow
 class Counter:
     """Its state is one number."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
 
-    def add(self, number):
+    def add(self, number: int) -> object:
         """Count, and end the loop at a hundred."""
         self.count += number
         return exoflow.stop(self.count) if self.count >= 100 else self.count
 
-    def capture(self):
+    def capture(self) -> int:
         """Return a copy of the state, taken inside each call."""
         return self.count
 
-    def restore(self, count):
+    def restore(self, count: int) -> None:
         """Go on from a copy."""
         self.count = count
 
 
-def body(carry, i):
+def body(carry: exoflow.Node, i: int) -> exoflow.Node:
     """Make iteration i; the same name is the same actor in every iteration."""
-    return Counter.bind().add.bind(i)
+    return exoflow.actor(Counter).bind().add.bind(i)  # Counter.bind(), in a form that mypy can follow
 
 
 if __name__ == "__main__":

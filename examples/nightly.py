@@ -6,19 +6,19 @@ import exoflow
 
 
 @exoflow.task
-def load(count):
+def load(count: int) -> list[int]:
     """Stand for a read that may not give the same twice; its output is kept, so that it need not."""
     return list(range(count))
 
 
 @exoflow.task(checkpoint="async", deterministic=True, retries=3)
-def total(numbers):
+def total(numbers: list[int]) -> int:
     """Run on while the output is written behind; after a crash it may be computed again."""
     return sum(numbers)
 
 
 @exoflow.task(external=True, idempotent=True)
-def publish(value):
+def publish(value: int) -> int:
     """Be seen outside: only starts when everything before it is durable."""
     key = exoflow.context().idempotency_key  # the same on every attempt
     Path(f"published-{key}.txt").write_text(f"{value}\n")

@@ -6,7 +6,7 @@ resumed after any crash. Annotations say what a task's execution means, and choo
 
 from exoflow.api import Handle, resolve, resume, run, run_async
 from exoflow.codec import Blob
-from exoflow.dag import actor, loop, stop, task
+from exoflow.dag import Node, actor, loop, stop, task
 from exoflow.effects import Done, NotDone, Unknown
 from exoflow.errors import (
     ClusterLost,
@@ -48,6 +48,7 @@ __all__ = [
     "IterationView",
     "LoopView",
     "NoRetry",
+    "Node",
     "NotDone",
     "PlanMismatch",
     "Status",

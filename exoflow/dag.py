@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from exoflow.code import CodeRef, code_ref
 from exoflow.errors import DefinitionError
-from exoflow.options import Checkpoint, TaskOptions, task_options
+from exoflow.options import Annotations, Checkpoint, TaskOptions, task_options
 
 _bind_order = itertools.count()
+
+Given = ParamSpec("Given")
+Output = TypeVar("Output")
 
 
 class Node:
@@ -33,7 +36,7 @@ class Node:
         later.after.append(self)
         return later
 
-    def also(self, *branches: Node) -> Node:
+    def also(self, *branches: Node) -> Self:
         """Add tasks that belong to the workflow although nothing here waits for them.
 
         The workflow ends only after they have. Inside a loop body this is how an iteration starts work,
@@ -146,29 +149,35 @@ class LoopNode(Node):
         self.name = name
 
 
-class Task:
+class Task(Generic[Given, Output]):
     """A function made a task by `task`. Calling it still runs the plain function."""
 
-    def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+    def __init__(self, function: Callable[Given, Output], options: TaskOptions) -> None:
         self.__exoflow_wraps__ = function
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self._options = options
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Given.args, **kwargs: Given.kwargs) -> Output:
         """Run the plain function here and now."""
         return self.__exoflow_wraps__(*args, **kwargs)
 
-    def options(self, **annotations: Any) -> Task:
+    def options(self, **annotations: Unpack[Annotations]) -> Task[Given, Output]:
         """Return the same task with other annotations."""
         return Task(self.__exoflow_wraps__, self._options.replace(**annotations))
 
     def bind(self, *args: Any, **kwargs: Any) -> TaskNode:
-        """Return a node: this task on these arguments. Runs nothing."""
+        """Return a node: this task on these arguments, any of which may be a node. Runs nothing."""
         return TaskNode(code_ref(self.__exoflow_wraps__), args, kwargs, self._options)
 
 
-def task(function: Callable[..., Any] | None = None, /, **annotations: Any) -> Any:
+@overload
+def task(function: Callable[Given, Output], /, **annotations: Unpack[Annotations]) -> Task[Given, Output]: ...
+@overload
+def task(
+    **annotations: Unpack[Annotations],
+) -> Callable[[Callable[Given, Output]], Task[Given, Output]]: ...
+def task(function: Callable[..., Any] | None = None, /, **annotations: Unpack[Annotations]) -> Any:
     """Make a function a task: ``@exoflow.task`` or ``@exoflow.task(checkpoint="async", retries=3)``.
 
     Raises
@@ -192,7 +201,7 @@ class ActorClass:
         self._options = options
         self._replicas = replicas
 
-    def options(self, *, replicas: int | None = None, **annotations: Any) -> ActorClass:
+    def options(self, *, replicas: int | None = None, **annotations: Unpack[Annotations]) -> ActorClass:
         """Return the same actor with other annotations, or replicated into a group of members.
 
         A call of a group runs on every member at once and its output is the list of their outputs; the
@@ -209,7 +218,13 @@ class ActorClass:
         return ActorHandle(code_ref(self.__exoflow_wraps__), args, kwargs, self._options, self._replicas)
 
 
-def actor(cls: type | None = None, /, **annotations: Any) -> Any:
+@overload
+def actor(cls: type | ActorClass, /, **annotations: Unpack[Annotations]) -> ActorClass: ...
+@overload
+def actor(**annotations: Unpack[Annotations]) -> Callable[[type], ActorClass]: ...
+def actor(
+    cls: type | ActorClass | None = None, /, **annotations: Unpack[Annotations]
+) -> ActorClass | Callable[[type], ActorClass]:
     """Make a class a durable actor.
 
     A class with ``capture()`` and ``restore(state)`` has durable state: ``capture`` returns an immutable
@@ -217,7 +232,12 @@ def actor(cls: type | None = None, /, **annotations: Any) -> Any:
     call, and ``restore`` receives that reference (without ``persist``, the captured value) on a fresh
     instance. A class without them is a cache: it is made anew after a loss. The annotation
     ``checkpoint`` (default sync) holds for all its calls; ``none`` means that its state is computed again.
+
+    What is an actor already is returned, with these annotations more. So ``exoflow.actor(Counter).bind()`` is
+    ``Counter.bind()`` for who checks types with mypy, which takes a class for what it was before it was decorated.
     """
+    if isinstance(cls, ActorClass):
+        return cls.options(**annotations)
     options = task_options(**annotations)
     if cls is not None:
         return ActorClass(cls, options, None)
@@ -268,7 +288,7 @@ class BoundMethod:
         self._method = method
         self._options = options
 
-    def options(self, **annotations: Any) -> BoundMethod:
+    def options(self, **annotations: Unpack[Annotations]) -> BoundMethod:
         """Return the same method with other annotations."""
         return BoundMethod(self._actor, self._method, self._options.replace(**annotations))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, Unpack
 
 from exoflow.code import CodeRef, code_ref
 from exoflow.errors import DefinitionError
@@ -21,6 +21,28 @@ class Checkpoint(enum.StrEnum):
     NONE = "none"
     ASYNC = "async"
     SYNC = "sync"
+
+
+class Annotations(TypedDict, total=False):
+    """The annotations as users write them, for who checks types; `TaskOptions` says what each means."""
+
+    checkpoint: str
+    deterministic: bool
+    external: bool
+    idempotent: bool
+    rollback: Callable[[Any, str], object] | None
+    resolve: Callable[[str], object] | None
+    retries: int
+    backoff: float
+    timeout: float | None
+    catch_exceptions: bool
+    snapshot: bool
+    query: bool
+    name: str | None
+    metadata: Mapping[str, Any]
+    num_cpus: float | None
+    num_gpus: float | None
+    resources: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +104,7 @@ class TaskOptions:
     num_gpus: float | None = None
     resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def replace(self, **changes: Any) -> TaskOptions:
+    def replace(self, **changes: Unpack[Annotations]) -> TaskOptions:
         """Return a copy with some annotations changed.
 
         Raises
@@ -104,7 +126,7 @@ class TaskOptions:
         return chosen
 
 
-def task_options(**annotations: Any) -> TaskOptions:
+def task_options(**annotations: Unpack[Annotations]) -> TaskOptions:
     """Build options from keyword annotations; raises DefinitionError when they make no sense."""
     return _checked(TaskOptions(), annotations)
 
@@ -115,7 +137,7 @@ def _checked(base: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
     if unknown:
         message = f"unknown annotation {unknown[0]!r}; known are {', '.join(sorted(known))}"
         raise DefinitionError(message)
-    cleaned = dict(changes)
+    cleaned: dict[str, Any] = dict(changes)
     if "checkpoint" in cleaned:
         cleaned["checkpoint"] = _checkpoint(cleaned["checkpoint"])
     for name in ("rollback", "resolve"):

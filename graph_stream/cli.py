@@ -509,13 +509,13 @@ def _running(run_id: str, store: str, as_json: bool, max_memory: int | None) -> 
         error, code = "interrupted", EXIT_INTERRUPTED
     except exoflow.WorkflowNotFound as caught:
         message = f"{caught}; see: exoflow ls {as_options(store)}"
-        raise _Failure(message, EXIT_USAGE) from caught
+        raise _BadUsage(message) from caught
     except (exoflow.ExoflowError, GraphStreamError, IngestError) as caught:
         error, code = explain(caught), exit_code(caught)
     finally:
         meter.close()
     if code == EXIT_USAGE:
-        raise _Failure(error or "", code)
+        raise _BadUsage(error or "")
     shown = _summary_or_nothing(run_id, store, runs.open_run, runs.summary)
     shown |= meter.rates()
     if error is not None:
@@ -566,12 +566,10 @@ def _warn_of_missing_java(config: RunConfig) -> None:
         click.echo(f"batches will be left out, the online part is not affected: {missing}", err=True)
 
 
-class _Failure(click.ClickException):
-    """An error with an exit code of its own."""
+class _BadUsage(click.ClickException):
+    """An error that the user can mend by typing something else."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
+    exit_code = EXIT_USAGE
 
 
 def explain(error: BaseException) -> str:

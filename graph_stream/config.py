@@ -290,7 +290,8 @@ class RunConfig:
     def from_json(shown: Mapping[str, Any]) -> RunConfig:
         """Invert `to_json`."""
         made = RunConfig(**shown)
-        return dataclasses.replace(made, **{name: tuple(getattr(made, name)) for name in _TUPLES})
+        tuples: dict[str, Any] = {name: tuple(getattr(made, name)) for name in _TUPLES}
+        return dataclasses.replace(made, **tuples)
 
     def difference(self, given: RunConfig) -> list[str]:
         """Return the options that differ, one line each, as ``--option: recorded -> given``."""

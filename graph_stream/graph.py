@@ -219,7 +219,8 @@ class PartitionState:
 
     def _linked_slots(self) -> Longs:
         slots = self._adjacency.owned_slots()
-        return slots[(self._vertices.degree[slots] != 0) | (self._vertices.followers[slots] != 0)]
+        linked: Longs = slots[(self._vertices.degree[slots] != 0) | (self._vertices.followers[slots] != 0)]
+        return linked
 
     def _news(self, links: Links) -> tuple[Longs, Longs]:
         """Return whose number of followers here has changed among other members' vertices, and by how many."""

@@ -154,8 +154,9 @@ class KafkaSink:
             window = _WINDOW
             while end > begin:
                 start = max(begin, end - window)
-                for value in reversed(self._markers(consumer, first, start, end)):
-                    return value
+                markers = self._markers(consumer, first, start, end)
+                if markers:
+                    return markers[-1]
                 end, window = start, window * 4
         return None
 
@@ -168,10 +169,12 @@ class KafkaSink:
                 raise SinkUnavailable(message)
             time.sleep(0.1)
 
-    def _markers(self, consumer: KafkaConsumer, partition: TopicPartition, start: int, end: int) -> list[Any]:
+    def _markers(
+        self, consumer: KafkaConsumer, partition: TopicPartition, start: int, end: int
+    ) -> list[dict[str, Any]]:
         """Return the markers of this stream from ``start`` to before ``end``, oldest first."""
         consumer.seek(partition, start)
-        found: list[Any] = []
+        found: list[dict[str, Any]] = []
         deadline = time.monotonic() + PATIENCE_SECONDS
         while consumer.position(partition) < end:
             if time.monotonic() > deadline:

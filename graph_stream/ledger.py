@@ -120,7 +120,7 @@ def archive(iterations: Sequence[exoflow.IterationView]) -> bytes:
         for entry in _entries(iterations)
     ]
     pq.write_table(pa.Table.from_pylist(entries, _ARCHIVE_SCHEMA), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def read(view: exoflow.LoopView, checkpoint: str) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ class NameTable:
         count = np.array([len(self)], np.int64)
         first, last = columns[0], columns[-1]
         known = self.names
-        done = 0
+        done: Int = 0
         while True:
             done = _look_up(*first, *last, hashes, done, known.bytes, known.bounds, self._entries, count, adds, numbers)
             if done == numbers.size:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from graph_stream.adjacency import Longs
 from graph_stream.compiled import Int, compiled
+from graph_stream.growable import Scalar
 from graph_stream.ownership import VIRTUAL_PARTITIONS, mix64
 
 Kinds = npt.NDArray[np.int8]
@@ -31,6 +32,11 @@ class Rows(NamedTuple):
     value: Longs
     time: Longs
     """Empty where rows have no times."""
+
+    def where(self, chosen: slice | npt.NDArray[np.bool_] | Longs) -> Rows:
+        """Return the rows that are chosen, by mask, by number in that order, or from the first to the last."""
+        time = self.time[chosen] if len(self.time) else self.time
+        return Rows(self.kind[chosen], self.key[chosen], self.value[chosen], time)
 
 
 NO_TIMES = np.empty(0, np.int64)
@@ -63,9 +69,8 @@ def merged(older: Rows, newer: Rows, by_value: bool) -> Rows:
     room = len(older.key) + len(newer.key)
     times = len(older.time) + len(newer.time)
     out = Rows(np.empty(room, np.int8), *(np.empty(length, np.int64) for length in (room, room, times)))
-    columns = [_flat(column) for column in (*older, *newer)]
-    count = _merge(*columns, by_value, *out)
-    return Rows(*(column[:count] for column in out))
+    count = _merge(*_flat_rows(older), *_flat_rows(newer), by_value, *out)
+    return out.where(slice(count))
 
 
 def dealt(parts: Sequence[Rows]) -> tuple[Rows, Longs]:
@@ -100,9 +105,13 @@ def warm_up() -> None:
     dealt([merged(parts[0], parts[1], by_value=True)])
 
 
-def _flat(column: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _flat(column: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
     # One layout for all, so that each kernel is compiled once; what may not be written to is copied.
     return np.require(column, None, ["C", "W"])
+
+
+def _flat_rows(rows: Rows) -> Rows:
+    return Rows(_flat(rows.kind), _flat(rows.key), _flat(rows.value), _flat(rows.time))
 
 
 @compiled
@@ -126,7 +135,7 @@ def _bounds(key: Longs) -> Longs:
 
 @compiled
 def _is_in_order(key: Longs, value: Longs) -> bool:
-    share = np.int64(0)
+    share: Int = np.int64(0)
     for i in range(len(key)):
         before = share
         share = _share(key[i])
@@ -264,7 +273,7 @@ def _merge(
 
 
 @compiled
-def _copy_stretches(source: Longs, bounds: Longs, column: Longs, place: Longs) -> None:
+def _copy_stretches(source: npt.NDArray[Scalar], bounds: Longs, column: npt.NDArray[Scalar], place: Longs) -> None:
     """Copy each virtual partition's stretch to its place, and move that behind it."""
     for share in range(len(place)):
         for i in range(bounds[share], bounds[share + 1]):

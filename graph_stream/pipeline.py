@@ -24,7 +24,7 @@ from typing import Any
 
 import exoflow
 from exoflow.controller import Observer
-from exoflow.dag import CallNode, Node
+from exoflow.dag import Node
 from exoflow.records import Committed
 from exoflow.storage.location import S3_SCHEME, as_options
 from graph_stream import ledger, memory, offline, publishing, sources
@@ -45,7 +45,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 Tell = Callable[[str], None]
 
 
-def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
+def epoch_body(config: dict[str, Any], carry: Node, i: int) -> Node:
     """Return the node that publishes epoch ``i``; the body of the run's loop."""
     options = RunConfig.from_json(config)
     mode = options.checkpoint
@@ -53,11 +53,12 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     # next epoch's computation waits for it.
     behind = "async" if mode == "sync" else mode
     reading = NamingReader if options.has_names else Reader
-    reader = reading.options(name="reader", checkpoint=behind).bind(config)
-    partitions = Partition.options(name="partitions", replicas=options.partitions, checkpoint=behind).bind(config)
+    reader = exoflow.actor(reading).options(name="reader", checkpoint=behind).bind(config)
+    members = exoflow.actor(Partition).options(name="partitions", replicas=options.partitions, checkpoint=behind)
+    partitions = members.bind(config)
 
     # The first record is read, and a clock starts, when everybody is ready: starting up is no latency.
-    ready = []
+    ready: list[Node] = []
     if i == 1:
         ready.append(partitions.ready.options(checkpoint="none", query=True).bind())
         ready.append(standby.options(checkpoint="none").bind())
@@ -71,7 +72,7 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> CallNode | Node:
     # What is told in names needs the dictionary of the epoch.
     states = [applied.snapshot(), cut.snapshot()] if options.has_names else [applied.snapshot()]
     if options.batch_every is not None and i % options.batch_every == 0:
-        batches = offline.Batches.options(name="batches").bind(options.threads)
+        batches = exoflow.actor(offline.Batches).options(name="batches").bind(options.threads)
         published.also(batches.compute.options(name="batch").bind(config, i, *states))
     if options.target_staleness is not None:
         published.also(reader.answered.options(checkpoint="none", query=True).bind(published))
@@ -278,8 +279,9 @@ class _RunObserver:
     def committed(self, records: Sequence[Any], at: float) -> None:
         for record in records if self._mirrors else ():
             row = _row(record.task, record.output) if isinstance(record, Committed) else None
-            for mirror in self._mirrors if row is not None else ():
-                mirror.committed(row["offsets"])
+            if row is not None:
+                for mirror in self._mirrors:
+                    mirror.committed(row["offsets"])
 
     def told(self, actor: str, text: str) -> None:
         self._tell(text)

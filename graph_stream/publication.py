@@ -140,11 +140,11 @@ def assemble(shares: Sequence[bytes], marker: Marker, scale: float) -> Publicati
         The fixed-point value of 1.
     """
     tables = [pa.ipc.open_stream(share).read_all() for share in shares]
-    columns = [np.concatenate([table[name].to_numpy() for table in tables]) for name in _SHARE_SCHEMA.names]
+    kind, vertex, fixed = (np.concatenate([table[name].to_numpy() for table in tables]) for name in _SHARE_SCHEMA.names)
     if marker.top is None:
-        vertex, fixed, deleted = _all_changed(*columns)
+        vertex, fixed, deleted = _all_changed(kind, vertex, fixed)
     else:
-        vertex, fixed, deleted = _changed_best(*columns, marker.top)
+        vertex, fixed, deleted = _changed_best(kind, vertex, fixed, marker.top)
     order = np.argsort(vertex)
     vertex, influence, deleted = vertex[order], fixed[order] / scale, deleted[order]
     bounds = error_bound(influence, marker.error_bound)

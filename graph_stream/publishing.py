@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import exoflow
-from exoflow.dag import CallNode, Node
+from exoflow.dag import Node
 from graph_stream import ledger
 from graph_stream.changed import Changed
 from graph_stream.config import RunConfig
@@ -30,14 +30,15 @@ TIMEOUT_SECONDS = 900.0
 """After which one attempt is ended from outside."""
 
 
-def branches(config: RunConfig, epoch: int, published: CallNode, states: Sequence[Any]) -> list[Node]:
+def branches(config: RunConfig, epoch: int, published: Node, states: Sequence[Any]) -> list[Node]:
     """Return the nodes that publish an epoch, one for each of the run's sinks.
 
     ``states`` are the snapshots of the members, and in a run with names of the reader.
     """
     shown = config.to_json()
     return [
-        Publisher.options(name=f"sink_{number}")
+        exoflow.actor(Publisher)
+        .options(name=f"sink_{number}")
         .bind(shown, number)
         .publish.options(name=f"sink_{number}", retries=RETRIES, backoff=BACKOFF_SECONDS, timeout=TIMEOUT_SECONDS)
         .bind(epoch, published, *states)

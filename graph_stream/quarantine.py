@@ -57,10 +57,7 @@ def name_of(epoch: int, data: bytes) -> str:
 
 def name_in(row: Mapping[str, Any]) -> str | None:
     """Return the name of the object that belongs to the row of an epoch; None where no record was bad."""
-    if not row["rejected"]:
-        return None
-    name: str = row.get("quarantine") or f"quarantine/epoch-{row['epoch']:012d}.parquet"  # of the first release
-    return name
+    return _named_by(row) if row["rejected"] else None
 
 
 def decode(row: Mapping[str, Any], data: bytes | None) -> list[BadRecord]:
@@ -78,7 +75,7 @@ def decode(row: Mapping[str, Any], data: bytes | None) -> list[BadRecord]:
     exoflow.CorruptRecord
         When the object is missing, damaged, or another epoch's.
     """
-    name = name_in(row)
+    name = _named_by(row)
     if data is None:
         message = f"{name} is missing from the store; restore it from a backup"
         raise exoflow.CorruptRecord(name, message)
@@ -124,6 +121,10 @@ def as_line(epoch: int, record: BadRecord) -> str:
 def as_printed(value: object) -> str:
     """Return a value as text that is safe to print: what would move the cursor is escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
+
+
+def _named_by(row: Mapping[str, Any]) -> str:
+    return row.get("quarantine") or f"quarantine/epoch-{row['epoch']:012d}.parquet"  # of the first release
 
 
 def _digest(data: bytes) -> str:

@@ -178,7 +178,8 @@ def _look_ahead(
         ahead.followed[position - begin] = find(vertices, storage, dst[last[position]])
     fetched = np.int64(0)
     for at in range(end - begin):
-        follower, followed = max(np.int64(ahead.follower[at]), 0), max(np.int64(ahead.followed[at]), 0)
+        follower = max(np.int64(ahead.follower[at]), np.int64(0))
+        followed = max(np.int64(ahead.followed[at]), np.int64(0))
         ahead.home[at] = row_home(vertices, follower, followed)
         fetched += vertices.degree[follower] + vertices.followers[followed]
     for at in range(end - begin):
@@ -253,14 +254,14 @@ def link(
         if not timed and (op[i] > 0) == present:
             continue
         # A vertex stays where it was, but one that was not there may have come with a record of the block.
-        follower = np.int64(ahead.follower[position - first])
+        follower: Int = np.int64(ahead.follower[position - first])
         if follower < 0:
             follower = find(vertices, storage, src[i])
-        followed = np.int64(ahead.followed[position - first])
+        followed: Int = np.int64(ahead.followed[position - first])
         if followed < 0:
             followed = find(vertices, storage, dst[i])
         place = row_place(vertices, storage, follower, followed) if present else np.int64(-1)
-        tombstone = np.int64(-1)
+        tombstone: Int = np.int64(-1)
         if timed:
             known = NEVER
             if present:
@@ -420,9 +421,19 @@ class Adjacency:
         records, self_loops, late, distinct = select(src, dst, time, horizon, self.index, self.partitions, table, last)
         if times is not None:
             self.tombstones = fitted_tombstones(self.tombstones, int(np.count_nonzero(op[last[:distinct]] < 0)))
-        kinds = (np.int32, np.int32, np.int8, np.int64)
-        changed = _Changed(*(np.empty(distinct, kind) for kind in kinds), lanes)
-        ahead = _Ahead(*(np.empty(BLOCK_RECORDS, kind) for kind in (np.int32, np.int32, np.bool_, np.int64)))
+        changed = _Changed(
+            np.empty(distinct, np.int32),
+            np.empty(distinct, np.int32),
+            np.empty(distinct, np.int8),
+            np.empty(distinct, np.int64),
+            lanes,
+        )
+        ahead = _Ahead(
+            np.empty(BLOCK_RECORDS, np.int32),
+            np.empty(BLOCK_RECORDS, np.int32),
+            np.empty(BLOCK_RECORDS, np.bool_),
+            np.empty(BLOCK_RECORDS, np.int64),
+        )
         position = count = stated = 0
         while position < distinct:
             position, count, stated, shortage = link(
@@ -510,7 +521,7 @@ class Adjacency:
     def _expire(self, bound: int, first: int, chains: int, lanes: Lanes) -> tuple[Slots, Slots]:
         found: list[tuple[Slots, Slots]] = [(np.empty(0, np.int32), np.empty(0, np.int32))]
         room = max(int(self.storage.counters[MAX_DEGREE]), _BLOCK_EXPIRED)
-        done = 0
+        done: Int = 0
         while done < chains:
             follower, followed = np.empty(room, np.int32), np.empty(room, np.int32)
             done, count = expire(

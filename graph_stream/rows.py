@@ -52,9 +52,10 @@ def _row_home(followed: Int, bits: Int) -> Int:
 @compiled
 def row_home(vertices: Vertices, follower: Int, followed: Int) -> Int:
     """Return the place of the arena that an edge between two slots is looked for at first."""
-    bits = np.int64(vertices.row_bits[follower])
+    bits: Int = np.int64(vertices.row_bits[follower])
     offset = _row_home(followed, max(bits, 1))
-    return max(vertices.row[follower] + (offset if bits > DENSE_BITS else 0), 0)
+    place: Int = max(vertices.row[follower] + (offset if bits > DENSE_BITS else 0), 0)
+    return place
 
 
 @compiled

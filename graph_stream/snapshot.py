@@ -117,7 +117,7 @@ class Changes:
     @classmethod
     def none(cls) -> Changes:
         """Return no changes."""
-        return cls(*(np.empty(0, np.int64) for _ in _COLUMNS))
+        return cls(_NO_LONGS, _NO_LONGS, _NO_LONGS, _NO_LONGS, _NO_LONGS, _NO_LONGS)
 
     @classmethod
     def of_rows(
@@ -129,11 +129,20 @@ class Changes:
         watermark: int | None = None,
     ) -> Changes:
         """Return the changes that rows of the snapshot layout stand for; `NEVER` stands for no time."""
-        edges = [column[kind == of_kind] for of_kind in (1, -1) for column in (key, value)]
-        times = [time[kind == of_kind] if len(time) else time for of_kind in (1, -1)]
-        is_contribution = np.abs(kind) != 1
-        ranking = np.maximum(kind[is_contribution].astype(np.int64) - 1, 0)
-        return cls(*edges, key[is_contribution], value[is_contribution], ranking, *times, watermark=watermark)
+        inserted, deleted = kind == 1, kind == -1
+        is_contribution = ~(inserted | deleted)
+        return cls(
+            key[inserted],
+            value[inserted],
+            key[deleted],
+            value[deleted],
+            key[is_contribution],
+            value[is_contribution],
+            ranking=np.maximum(kind[is_contribution].astype(np.int64) - 1, 0),
+            inserted_time=time[inserted] if len(time) else time,
+            deleted_time=time[deleted] if len(time) else time,
+            watermark=watermark,
+        )
 
     @property
     def rankings(self) -> int:
@@ -156,7 +165,7 @@ class Changes:
         """Return the rows whose key lies in a range of virtual partitions."""
         rows = self.rows()
         mine = _within(virtual_partition(rows.key), share)
-        return Changes.of_rows(*(column[mine] if len(column) else column for column in rows), self.watermark)
+        return Changes.of_rows(*rows.where(mine), self.watermark)
 
 
 _COLUMNS = tuple(each.name for each in fields(Changes) if each.name != "watermark")
@@ -207,8 +216,8 @@ def encode_shares(shares: Iterable[Changes], first_epoch: int, last_epoch: int) 
             if watermark is not None:
                 columns.append(pa.array(rows.time, mask=rows.time == NEVER))
             table = pa.Table.from_arrays(columns, schema=schema)
-            for first, last in itertools.pairwise(_group_bounds(starts_in_share)):
-                writer.write_table(table.slice(first, last - first), ROW_GROUP_ROWS)
+            for begin, end in itertools.pairwise(_group_bounds(starts_in_share)):
+                writer.write_table(table.slice(begin, end - begin), ROW_GROUP_ROWS)
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "first_epoch": first_epoch,
@@ -306,9 +315,9 @@ class StoredChanges:
             message = f"snapshot of epochs {epochs} is damaged: {error}"
             raise CorruptSnapshot(message) from error
         table = table.slice(first - int(self._group_starts[first_group]), last - first)
-        columns = [table.column(name).to_numpy() for name in _SCHEMA.names]
+        kind, key, value = (table.column(name).to_numpy() for name in _SCHEMA.names)
         time = NO_TIMES if watermark is None else table.column("time").fill_null(NEVER).to_numpy()
-        return Changes.of_rows(*columns, time, watermark)
+        return Changes.of_rows(kind, key, value, time, watermark)
 
 
 def _header(file: pq.ParquetFile) -> Header:
@@ -391,23 +400,25 @@ def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
     """
     watermark = max((part.watermark for part in parts if part.watermark is not None), default=None)
     edges = _newest([rows for part in parts for rows in _edge_rows(part)], by_value=True)
-    inserted = edges.kind == 1
-    deleted = ~inserted
+    is_inserted = edges.kind == 1
+    is_deleted = ~is_inserted
     if base:
-        deleted &= edges.time != NEVER if len(edges.time) else False
+        is_deleted &= edges.time != NEVER if len(edges.time) else False
+    inserted, deleted = edges.where(is_inserted), edges.where(is_deleted)
     contributions = []
     for ranking in range(max((part.rankings for part in parts), default=0)):
         newest = _newest([_contribution_rows(part, ranking) for part in parts], by_value=False)
         kept = (newest.value != 0) | (not base)
         contributions.append((newest.key[kept], newest.value[kept]))
     return Changes(
-        edges.key[inserted],
-        edges.value[inserted],
-        edges.key[deleted],
-        edges.value[deleted],
+        inserted.key,
+        inserted.value,
+        deleted.key,
+        deleted.value,
         *Contributions.of_rankings(contributions),
-        *(edges.time[of_kind] if len(edges.time) else edges.time for of_kind in (inserted, deleted)),
-        watermark=watermark,
+        inserted.time,
+        deleted.time,
+        watermark,
     )
 
 

@@ -52,9 +52,11 @@ def fitted(wheel: Wheel, entries: int) -> Wheel:
     had = len(wheel.due)
     if had >= entries or not len(wheel.heads):
         return wheel
-    due, following, previous = (widened(array, entries) for array in wheel[:3])
+    following = widened(wheel.following, entries)
     following[had:] = UNFILED
-    return wheel._replace(due=due, following=following, previous=previous)
+    return wheel._replace(
+        due=widened(wheel.due, entries), following=following, previous=widened(wheel.previous, entries)
+    )
 
 
 def nbytes(wheel: Wheel, entries: int) -> int:

@@ -4,7 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -178,7 +178,7 @@ class ConfluentClient:
         else:
             events = []
         numbers = np.fromiter(map(Message.partition, messages), np.int64, len(messages))
-        values, offsets = list(map(Message.value, messages)), list(map(Message.offset, messages))
+        values, offsets = list(map(Message.value, messages)), cast(list[int], list(map(Message.offset, messages)))
         bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(messages)] if messages else []
         for begin, end in itertools.pairwise(bounds):
             batch = batches.setdefault(int(numbers[begin]), Batch([], [], 0))
@@ -193,14 +193,16 @@ class ConfluentClient:
 
     def _take_event(self, batches: dict[int, Batch], message: Message, error: KafkaError) -> None:
         """Note what the client says of a partition, or of its connections, between the messages."""
+        # Only messages that are still to be sent have no place.
+        number, offset = cast(tuple[int, int], (message.partition(), message.offset()))
         match error.code():
             case KafkaError._PARTITION_EOF:
                 # Behind the last message lie only gaps.
-                batch = batches.setdefault(message.partition(), Batch([], [], message.offset()))
-                batch.reached = max(batch.reached, message.offset())
+                batch = batches.setdefault(number, Batch([], [], offset))
+                batch.reached = max(batch.reached, offset)
             case KafkaError._AUTO_OFFSET_RESET:
-                batch = batches.setdefault(message.partition(), Batch([], [], message.offset()))
-                batch.out_of_range = message.offset()
+                batch = batches.setdefault(number, Batch([], [], offset))
+                batch.out_of_range = offset
             case _:
                 self._trouble = _translated(error)
 

@@ -122,7 +122,7 @@ def _chunk(split: ParquetSplit, batch: pa.RecordBatch, row: int) -> Chunk:
     faults = _faults(columns, records, named)
     starts = np.arange(row, row + batch.num_rows)
     masks = np.array([mask for _, mask in faults])
-    wrong = masks.any(axis=0)
+    wrong: npt.NDArray[np.bool_] = np.logical_or.reduce(masks)
     if not wrong.any():
         return Chunk(records, starts, starts + 1)
     fine = ~wrong

@@ -145,7 +145,10 @@ class WatchSource(Queue):
 
     def settle(self) -> JsonValue | None:
         """Return, with ``until=end``, the names of the files that are there."""
-        return {"names": _packed(self.splits())} if self._watch.ends else None
+        return self._settled_now() if self._watch.ends else None
+
+    def _settled_now(self) -> dict[str, JsonValue]:
+        return {"names": _packed(self.splits())}
 
     def next(self) -> str | None:
         """Return the file to be read next; see `ingest.source.Queue.next`."""
@@ -236,7 +239,7 @@ class WatchSource(Queue):
         if self._is_due_known:
             return False
         if self._settled is None:
-            self._settled = self.settle()
+            self._settled = self._settled_now()
         self._is_due_known = True
         self._waiting.extend(name for name in _unpacked(self._settled["names"]) if not self.register.knows(name))
         return bool(self._waiting)

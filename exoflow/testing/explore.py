@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from exoflow.dag import Node, Task
 from exoflow.plan import Plan, build
@@ -28,7 +29,7 @@ _ENDS = (Status.SUCCESSFUL, Status.IN_DOUBT)
 class Kind:
     """One way to annotate a task."""
 
-    task: Task
+    task: Task[..., Any]
     mode: str
     size: int = 0
 

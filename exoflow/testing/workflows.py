@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import exoflow
-from exoflow.dag import Node
+from exoflow.dag import ActorHandle, Node, Task
 from exoflow.effects import Cure, Done, NotDone, Unknown
 from exoflow.errors import EffectNotDone, NoRetry
 from exoflow.plan import Plan, build
@@ -235,20 +235,18 @@ def _random_dag(chooser: random.Random) -> Node:
         nodes.append(node)
         used.update(inputs)
     loose = [node for node in nodes[:-1] if node not in used]
-    result: Node = join.options(checkpoint=chooser.choice(MODES)).bind(0, nodes[-1], *loose)
-    return result
+    return join.options(checkpoint=chooser.choice(MODES)).bind(0, nodes[-1], *loose)
 
 
 def _random_task(chooser: random.Random, name: str, inputs: list[Node]) -> Node:
     chosen = chooser.choice((join, draw, draw, visit, chooser.choice(EFFECTS), chooser.choice(EFFECTS)))
     external = chosen in EFFECTS
-    node: Node = chosen.options(
+    return chosen.options(
         checkpoint=chooser.choice(MODES[1:] if external else MODES),
         name=name,
         catch_exceptions=chooser.random() < (0.7 if chosen is visit else 0.3),
         **_random_limits(chooser, retries=chosen is not shout),
     ).bind(chooser.choice((0, 0, LARGE)), *inputs)
-    return node
 
 
 def _random_limits(chooser: random.Random, *, retries: bool = True) -> dict[str, Any]:
@@ -260,25 +258,23 @@ def _random_limits(chooser: random.Random, *, retries: bool = True) -> dict[str,
     }
 
 
-def _random_ledger(chooser: random.Random, mode: str | None = None) -> Any:
+def _random_ledger(chooser: random.Random, mode: str | None = None) -> ActorHandle:
     """Return an actor, or a group of up to three."""
-    ledger: Any = Ledger
-    options = ledger.options(
+    ledger = exoflow.actor(Ledger).options(
         name="ledger",
         checkpoint=chooser.choice(MODES) if mode is None else mode,
         replicas=chooser.choice((None, None, 2, 3)),
     )
-    return options.bind(chooser.choice((0, LARGE)), chooser.choice((0, 1, 2)))
+    return ledger.bind(chooser.choice((0, LARGE)), chooser.choice((0, 1, 2)))
 
 
-def _random_call(chooser: random.Random, ledger: Any, name: str, inputs: list[Node]) -> Node:
+def _random_call(chooser: random.Random, ledger: ActorHandle, name: str, inputs: list[Node]) -> Node:
     """Return a call; one that has an effect needs a checkpoint of its own."""
     mode = ledger.annotations.checkpoint
     pays = mode != "none" and chooser.random() < 0.3
     method = ledger.pay.options(external=True, idempotent=True) if pays else ledger.tell
     keeps = mode == "none" or chooser.random() < 0.7
-    node: Node = method.options(name=name, snapshot=keeps, **_random_limits(chooser)).bind(*inputs)
-    return node
+    return method.options(name=name, snapshot=keeps, **_random_limits(chooser)).bind(*inputs)
 
 
 def _random_loop(chooser: random.Random) -> Node:
@@ -312,8 +308,7 @@ def _random_loop(chooser: random.Random) -> Node:
     )
     if chooser.random() < 0.5:
         return loop
-    after: Node = join.options(checkpoint=chooser.choice(MODES), name="after").bind(0, loop, first)
-    return after
+    return join.options(checkpoint=chooser.choice(MODES), name="after").bind(0, loop, first)
 
 
 _SOURCES = {task.__name__: task for task in (draw, join, visit)}
@@ -326,7 +321,7 @@ def _body(shape: dict[str, Any], carry: Node, i: int) -> Node:
     inputs: list[Node] = [carry, drawn]
     effect_on: Any = drawn
     if shape["actor"]:
-        actor: Any = Ledger
+        actor = exoflow.actor(Ledger)
         size, replicas, talks = shape["ledger"]
         ledger = actor.options(name="ledger", checkpoint=mode, replicas=replicas).bind(size, talks)
         method = ledger.pay.options(external=True, idempotent=True) if shape["pays"] else ledger.tell
@@ -337,16 +332,14 @@ def _body(shape: dict[str, Any], carry: Node, i: int) -> Node:
             copies = actor.options(name="copies", checkpoint=mode).bind(size)
             inputs.append(copies.tell.options(name="copy", snapshot=keeps, **limits).bind(told))
         effect_on = told.snapshot() if shape["reads_snapshot"] else told
-    node: Node = step.options(checkpoint=mode, name="step", catch_exceptions=catches, **limits).bind(
-        shape["last"], *inputs
-    )
+    node = step.options(checkpoint=mode, name="step", catch_exceptions=catches, **limits).bind(shape["last"], *inputs)
     if shape["effect_every"] and i % shape["effect_every"] == 0:
         effect_node = _effect_in_loop(shape).bind(0, effect_on)
         node.also(effect_node if shape["turns"] is None else effect_node.in_turn(max_behind=shape["turns"]))
     return node
 
 
-def _effect_in_loop(shape: dict[str, Any]) -> Any:
+def _effect_in_loop(shape: dict[str, Any]) -> Task[..., Made]:
     effect = EFFECTS[shape["effect"]]
     limits = {**shape["limits"], "retries": 0} if effect is shout else shape["limits"]
     return effect.options(name="effect", catch_exceptions=shape["catches"], **limits)

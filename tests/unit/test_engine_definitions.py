@@ -314,6 +314,15 @@ def test_errors_survive_pickling(error):
     assert vars(back) == vars(error)
 
 
+def test_an_actor_made_one_again_is_the_same_with_the_annotations_added():
+    again = exoflow.actor(Memo, checkpoint="async").bind(3)
+    plain = exoflow.actor(Memo).bind(3)
+    assert plain.annotations == Memo.bind(3).annotations
+    assert again.annotations == Memo.options(checkpoint="async").bind(3).annotations
+    assert again.code == plain.code == Memo.bind(3).code
+    assert exoflow.actor(Memo.options(replicas=2)).bind().replicas == 2
+
+
 def test_all_is_the_public_surface():
     public = {name for name, value in vars(exoflow).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert set(exoflow.__all__) == public

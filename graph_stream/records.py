@@ -31,8 +31,9 @@ from graph_stream.adjacency import (
     find,
     remove,
 )
-from graph_stream.compiled import Int, compiled
+from graph_stream.compiled import Int, compiled, prefetch
 from graph_stream.eventtime import NEVER, EventTime, EventTimes
+from graph_stream.idtable import home_of
 from graph_stream.expiry import expire, gained_edge, lost_edge
 from graph_stream.loading import load_edges
 from graph_stream.ownership import VIRTUAL_PARTITIONS, member_of, mix64
@@ -174,19 +175,30 @@ def _look_ahead(
     a new edge is noted in.
     """
     for position in range(begin, end):
+        prefetch(storage.table.entries, home_of(storage.table, src[last[position]]))
+        prefetch(storage.table.entries, home_of(storage.table, dst[last[position]]))
+    for position in range(begin, end):
+        follower = storage.table.entries[home_of(storage.table, src[last[position]])]
+        if follower >= 0:
+            prefetch(vertices.id, follower)
+            prefetch(vertices.degree, follower)
+            prefetch(vertices.row, follower)
+            prefetch(vertices.row_bits, follower)
+        followed = storage.table.entries[home_of(storage.table, dst[last[position]])]
+        if followed >= 0:
+            prefetch(vertices.id, followed)
+            prefetch(vertices.followers, followed)
+    for position in range(begin, end):
         ahead.follower[position - begin] = find(vertices, storage, src[last[position]])
         ahead.followed[position - begin] = find(vertices, storage, dst[last[position]])
-    fetched = np.int64(0)
     for at in range(end - begin):
         follower, followed = max(np.int64(ahead.follower[at]), 0), max(np.int64(ahead.followed[at]), 0)
-        ahead.home[at] = row_home(vertices, follower, followed)
-        fetched += vertices.degree[follower] + vertices.followers[followed]
-    for at in range(end - begin):
-        fetched += storage.arena[ahead.home[at]]
+        prefetch(storage.arena, row_home(vertices, follower, followed))
+        prefetch(vertices.followers, followed)
     for at in range(end - begin):
         follower, followed = np.int64(ahead.follower[at]), np.int64(ahead.followed[at])
         ahead.present[at] = follower >= 0 and followed >= 0 and row_place(vertices, storage, follower, followed) >= 0
-    return fetched
+    return 0
 
 
 @compiled

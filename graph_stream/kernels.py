@@ -25,9 +25,8 @@ LAG_ROUNDING = 2.0**-50
 """A lag computed in float64 is off by less than this share of what is due plus what was done: fewer than eight
 roundings of ``2**-53`` each."""
 
-
-AHEAD = 16
-"""How many places before its turn a place of memory is fetched."""
+AHEAD = 32
+"""How long before its turn, counted in turns, what a step needs of memory is fetched."""
 
 
 class Rule(NamedTuple):
@@ -140,12 +139,11 @@ def evaluate(
     emitted = 0
     entries = 0
     for i in range(len(frontier)):
-        if i + AHEAD < len(frontier):
-            coming = frontier[i + AHEAD]
-            prefetch(ranks.contribution, coming)
-            prefetch(ranks.influence, coming)
-            prefetch(ranks.visited, coming)
-            prefetch(vertices.degree, coming)
+        coming = frontier[min(i + AHEAD, len(frontier) - 1)]
+        prefetch(ranks.contribution, coming)
+        prefetch(ranks.visited, coming)
+        prefetch(vertices.degree, coming)
+        prefetch(ranks.influence, coming)
         slot = frontier[i]
         ranks.touched[slot] = False
         old = ranks.contribution[slot]
@@ -207,10 +205,8 @@ def expand(
     buckets = len(targets)
     filled[:] = 0
     for i in range(emitted):
-        if i + 2 * AHEAD < emitted:
-            prefetch(vertices.row, emitters[i + 2 * AHEAD])
-        if i + AHEAD < emitted:
-            prefetch(storage.arena, vertices.row[emitters[i + AHEAD]])
+        prefetch(vertices.row, emitters[min(i + 2 * AHEAD, emitted - 1)])
+        prefetch(storage.arena, vertices.row[emitters[min(i + AHEAD, emitted - 1)]])
         slot = emitters[i]
         for place in range(vertices.row[slot], row_end(vertices, slot)):
             # An empty place is written and not counted: no branch to mispredict.
@@ -279,15 +275,15 @@ def deliver(
         Receives the touched slots.
     """
     place = 0
-    last = ends[emitted - 1, bucket] if emitted > 0 else 0
     for i in range(emitted):
         delta = deltas[i]
-        while place < ends[i, bucket]:
-            if place + AHEAD < last:
-                coming = targets[bucket, place + AHEAD]
-                prefetch(ranks.influence, coming)
-                prefetch(ranks.touched, coming)
-                prefetch(vertices.owned, coming)
+        end = ends[i, bucket]
+        while place < end:
+            # Behind the last target there is anything.
+            coming = targets[bucket, min(place + AHEAD, targets.shape[1] - 1)]
+            prefetch(ranks.influence, coming)
+            prefetch(ranks.touched, coming)
+            prefetch(vertices.owned, coming)
             _receive(vertices, ranks, targets[bucket, place], delta, listing, found)
             place += 1
 
@@ -354,15 +350,14 @@ def settle(
     """
     count = 0
     for i in range(visited):
-        if i + AHEAD < visited:
-            coming = visits.slot[i + AHEAD]
-            prefetch(ranks.visited, coming)
-            prefetch(ranks.contribution, coming)
-            prefetch(ranks.influence, coming)
-            prefetch(ranks.lag_plus, coming)
-            prefetch(ranks.lag_minus, coming)
-            prefetch(vertices.degree, coming)
-            prefetch(vertices.id, coming)
+        coming = visits.slot[min(i + AHEAD, visited - 1)]
+        prefetch(ranks.visited, coming)
+        prefetch(ranks.contribution, coming)
+        prefetch(ranks.influence, coming)
+        prefetch(ranks.lag_plus, coming)
+        prefetch(ranks.lag_minus, coming)
+        prefetch(vertices.degree, coming)
+        prefetch(vertices.id, coming)
         slot = visits.slot[i]
         ranks.visited[slot] = False
         after = ranks.contribution[slot]

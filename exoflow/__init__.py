@@ -10,6 +10,7 @@ from exoflow.dag import actor, loop, stop, task
 from exoflow.effects import Done, NotDone, Unknown
 from exoflow.errors import (
     ClusterLost,
+    ClusterUnavailable,
     CorruptRecord,
     DefinitionError,
     EffectNotDone,
@@ -35,6 +36,7 @@ __all__ = [
     "Blob",
     "Checkpoint",
     "ClusterLost",
+    "ClusterUnavailable",
     "CorruptRecord",
     "DefinitionError",
     "Done",

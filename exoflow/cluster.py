@@ -20,7 +20,7 @@ import ray
 import ray._private.worker
 from ray._private import ray_constants
 
-from exoflow.errors import ClusterLost
+from exoflow.errors import ClusterLost, ClusterUnavailable
 
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _TEMPORARY_PREFIX = "exoflow-ray-"
@@ -33,6 +33,11 @@ def ensure_ray(
 
     Ray started here has its own temporary folder, no dashboard and no usage reports, and ends with the
     process, however that ends.
+
+    Raises
+    ------
+    ClusterUnavailable
+        If it does not answer, or does not start.
     """
     if ray.is_initialized():
         return
@@ -41,25 +46,37 @@ def ensure_ray(
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Ray remembers what became of each of a hundred thousand tasks: some 16 kB an epoch that nobody reads.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=log_to_driver, logging_level="warning")
+    if address := os.environ.get("RAY_ADDRESS"):
+        with _failure_told(f"Ray at {address} (RAY_ADDRESS) cannot be joined"):
+            ray.init(log_to_driver=log_to_driver, logging_level="warning")
         return
     _keep_to_loopback()
     _remove_leftovers()
     folder = tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=tempfile.gettempdir())
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=num_cpus or os.cpu_count(),
-        object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=log_to_driver,
-        logging_level="error",
-        _temp_dir=folder,
-    )
+    with _failure_told("Ray does not start"):
+        ray.init(
+            num_cpus=num_cpus or os.cpu_count(),
+            object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=log_to_driver,
+            logging_level="error",
+            _temp_dir=folder,
+        )
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own; how this process ends is for its caller to say.
         signal.signal(signal.SIGTERM, on_terminate)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _failure_told(what: str) -> Iterator[None]:
+    # Ray has no errors of its own for this: it raises whatever came first.
+    try:
+        yield
+    except Exception as error:
+        message = f"{what}: {error}"
+        raise ClusterUnavailable(message) from error
 
 
 @contextlib.contextmanager

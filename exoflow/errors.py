@@ -11,6 +11,7 @@
         TaskFailed           a task gave up: its error is the cause
         InDoubt              an effect may or may not have happened; `exoflow resolve` settles it
         Fenced               another owner took the workflow over; this process must stop
+      ClusterUnavailable     Ray can be neither started nor joined
       ClusterLost            the Ray node that the owner works through has died; resume
       EffectNotDone          raised by a task's body: it vouches that it has had no effect
       NoRetry                raised by a task's body: trying again would not help
@@ -138,6 +139,10 @@ class StorageError(ExoflowError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from key and message."""
         return (type(self), (self.key, str(self)))
+
+
+class ClusterUnavailable(ExoflowError):
+    """Ray can be neither started nor joined; nothing has run."""
 
 
 class ClusterLost(ExoflowError):

@@ -200,6 +200,7 @@ def open_session(
         # PySpark would also print every failed query as JSON; the exception says the same.
         for name in ("DataFrameQueryContextLogger", "SQLQueryContextLogger"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.root.addFilter(_is_not_py4j)
         with _interrupt_handler_kept():
             return SparkSession(SparkContext(conf=conf, gateway=gateway))
     except BaseException as error:
@@ -225,21 +226,10 @@ def close_session(session: SparkSession) -> None:
     """
     gateway = session.sparkContext._gateway
     # Whatever fails here, the process that holds all of it is ended next.
-    with contextlib.suppress(Exception), warnings.catch_warnings(), _without_log():
+    with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         session.stop()
     _end_gateway(gateway)
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """Keep Py4J from logging that a Java process which is ending has closed its connections."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _end_gateway(gateway: Any) -> None:
@@ -254,7 +244,7 @@ def _end_gateway(gateway: Any) -> None:
     SparkSession._instantiatedSession = None
     if gateway is None:
         return
-    with contextlib.suppress(Exception), _without_log():
+    with contextlib.suppress(Exception):
         gateway.shutdown()
     process: subprocess.Popen[bytes] | None = gateway.proc
     if process is None:
@@ -267,6 +257,15 @@ def _end_gateway(gateway: Any) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _is_not_py4j(record: logging.LogRecord) -> bool:
+    """Tell whether somebody else logs.
+
+    Py4J logs through the root logger that a Java process has ended, from any thread and at any time. Whoever asked
+    something of the process gets an exception, and nobody else needs to know.
+    """
+    return Path(record.pathname).parent.name != "py4j"
 
 
 @contextlib.contextmanager

@@ -145,6 +145,7 @@ LIFE = """
 import json, os, signal, sys, threading
 from pathlib import Path
 import psutil
+import py4j.java_gateway
 from spark.session import SparkUnavailable, close_session, is_alive, open_session
 
 scratch = Path(sys.argv[1])
@@ -168,6 +169,8 @@ def in_a_thread():
     java, = [child for child in children() if child.name() == "java"]
     java.kill()
     java.wait()
+    # What Py4J says if it was just then waiting for an answer; its finalizers may do so at any time.
+    exec(compile("import logging; logging.exception('dead')", py4j.java_gateway.__file__, "exec"))
     seen["killed"] = not is_alive(session)
     close_session(session)
 

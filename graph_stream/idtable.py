@@ -77,6 +77,15 @@ def has_room(table: IdTable) -> bool:
 
 
 @compiled
+def home_of(table: IdTable, vertex: Int) -> Int:
+    """Return the place in ``entries`` that an external id is looked for at first."""
+    mixed = mix64(np.uint64(vertex))
+    shard = np.int64(mixed & np.uint64(VIRTUAL_PARTITIONS - 1))
+    mask = (np.int64(1) << table.shards[shard, BITS]) - 1
+    return np.int64(table.shards[shard, START] + (np.int64(mixed >> np.uint64(8)) & mask))
+
+
+@compiled
 def find(table: IdTable, ids: npt.NDArray[np.int64], vertex: Int) -> Int:
     """Return the slot of an external id, or -1."""
     mixed = mix64(np.uint64(vertex))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from graph_stream.adjacency import USED, Longs, Slots, Storage, Vertices
 from graph_stream.algorithms import Parameters, Weights, share
 from graph_stream.certificate import bucket_of, tolerance_limit
-from graph_stream.compiled import Int, compiled
+from graph_stream.compiled import Int, compiled, prefetch
 from graph_stream.ownership import mix64
 from graph_stream.ranks import Ranks
 from graph_stream.rows import row_end
@@ -24,6 +24,9 @@ from graph_stream.statehash import Lanes, contribution_lanes, edge_lanes, timed_
 LAG_ROUNDING = 2.0**-50
 """A lag computed in float64 is off by less than this share of what is due plus what was done: fewer than eight
 roundings of ``2**-53`` each."""
+
+AHEAD = 32
+"""How long before its turn, counted in turns, what a step needs of memory is fetched."""
 
 
 class Rule(NamedTuple):
@@ -136,6 +139,11 @@ def evaluate(
     emitted = 0
     entries = 0
     for i in range(len(frontier)):
+        coming = frontier[min(i + AHEAD, len(frontier) - 1)]
+        prefetch(ranks.contribution, coming)
+        prefetch(ranks.visited, coming)
+        prefetch(vertices.degree, coming)
+        prefetch(ranks.influence, coming)
         slot = frontier[i]
         ranks.touched[slot] = False
         old = ranks.contribution[slot]
@@ -197,6 +205,8 @@ def expand(
     buckets = len(targets)
     filled[:] = 0
     for i in range(emitted):
+        prefetch(vertices.row, emitters[min(i + 2 * AHEAD, emitted - 1)])
+        prefetch(storage.arena, vertices.row[emitters[min(i + AHEAD, emitted - 1)]])
         slot = emitters[i]
         for place in range(vertices.row[slot], row_end(vertices, slot)):
             # An empty place is written and not counted: no branch to mispredict.
@@ -267,7 +277,13 @@ def deliver(
     place = 0
     for i in range(emitted):
         delta = deltas[i]
-        while place < ends[i, bucket]:
+        end = ends[i, bucket]
+        while place < end:
+            # Behind the last target there is anything.
+            coming = targets[bucket, min(place + AHEAD, targets.shape[1] - 1)]
+            prefetch(ranks.influence, coming)
+            prefetch(ranks.touched, coming)
+            prefetch(vertices.owned, coming)
             _receive(vertices, ranks, targets[bucket, place], delta, listing, found)
             place += 1
 
@@ -334,6 +350,14 @@ def settle(
     """
     count = 0
     for i in range(visited):
+        coming = visits.slot[min(i + AHEAD, visited - 1)]
+        prefetch(ranks.visited, coming)
+        prefetch(ranks.contribution, coming)
+        prefetch(ranks.influence, coming)
+        prefetch(ranks.lag_plus, coming)
+        prefetch(ranks.lag_minus, coming)
+        prefetch(vertices.degree, coming)
+        prefetch(vertices.id, coming)
         slot = visits.slot[i]
         ranks.visited[slot] = False
         after = ranks.contribution[slot]

@@ -7,8 +7,9 @@ added, and a row is cut once, as long as it has to be.
 from __future__ import annotations
 
 from graph_stream.adjacency import NOTHING, ROWS, Longs, Slots, Storage, Vertices, add, find
-from graph_stream.compiled import Int, compiled
+from graph_stream.compiled import Int, compiled, prefetch
 from graph_stream.expiry import gained_edge
+from graph_stream.idtable import home_of
 from graph_stream.ownership import member_of
 from graph_stream.rows import connect, cut_row, shortage_of
 from graph_stream.statehash import Lanes, edge_lanes, timed_edge_lanes
@@ -59,9 +60,15 @@ def load_edges(
     follower = cut = -1
     for position in range(begin, len(src)):
         if position == block:
-            # Nothing here waits for what is found before: many places of memory are waited for at once.
+            # Nothing here waits for what is found before: memory is fetched for many edges at a time.
             block = min(block + len(ahead), len(src))
             first = position
+            for each in range(position, block):
+                prefetch(storage.table.entries, home_of(storage.table, dst[each]))
+            for each in range(position, block):
+                likely = storage.table.entries[home_of(storage.table, dst[each])]
+                prefetch(vertices.id, likely)
+                prefetch(vertices.followers, likely)
             for each in range(position, block):
                 ahead[each - first] = find(vertices, storage, dst[each])
         if follower < 0 or src[position] != src[position - 1]:

@@ -31,9 +31,10 @@ from graph_stream.adjacency import (
     find,
     remove,
 )
-from graph_stream.compiled import Int, compiled
+from graph_stream.compiled import Int, compiled, prefetch
 from graph_stream.eventtime import NEVER, EventTime, EventTimes
 from graph_stream.expiry import expire, gained_edge, lost_edge
+from graph_stream.idtable import home_of
 from graph_stream.loading import load_edges
 from graph_stream.ownership import VIRTUAL_PARTITIONS, member_of, mix64
 from graph_stream.rows import connect, disconnect, edges, row_home, row_place, shortage_of
@@ -158,36 +159,39 @@ class _Ahead(NamedTuple):
     followed: Slots
     present: npt.NDArray[np.bool_]
     """Whether there is the edge."""
-    home: Longs
-    """Where in the arena the edge is looked for first; scratch."""
 
 
 @compiled
 def _look_ahead(
     vertices: Vertices, storage: Storage, src: Longs, dst: Longs, last: Longs, begin: Int, end: Int, ahead: _Ahead
-) -> Int:
-    """Look up what the records concern; the number returned means nothing.
+) -> None:
+    """Look up what the records concern.
 
-    Nothing here depends on the record before, so the processor waits for many places of memory at a time;
-    changing the graph record by record, it would wait for one after the other. Looking for an edge takes turns that
-    nobody can foretell, at each of which it would begin to wait anew: so rows are fetched before, and what else
-    a new edge is noted in.
+    Nothing here depends on the record before, so memory is fetched for many records at a time, one step of the way
+    after the other; changing the graph record by record, the processor would wait for each step of each.
     """
+    table = storage.table
     for position in range(begin, end):
-        ahead.follower[position - begin] = find(vertices, storage, src[last[position]])
-        ahead.followed[position - begin] = find(vertices, storage, dst[last[position]])
-    fetched = np.int64(0)
-    for at in range(end - begin):
-        follower = max(np.int64(ahead.follower[at]), np.int64(0))
-        followed = max(np.int64(ahead.followed[at]), np.int64(0))
-        ahead.home[at] = row_home(vertices, follower, followed)
-        fetched += vertices.degree[follower] + vertices.followers[followed]
-    for at in range(end - begin):
-        fetched += storage.arena[ahead.home[at]]
+        prefetch(table.entries, home_of(table, src[last[position]]))
+        prefetch(table.entries, home_of(table, dst[last[position]]))
+    for position in range(begin, end):
+        likely = table.entries[home_of(table, src[last[position]])]
+        prefetch(vertices.id, likely)
+        prefetch(vertices.degree, likely)
+        prefetch(vertices.row, likely)
+        prefetch(vertices.row_bits, likely)
+        likely = table.entries[home_of(table, dst[last[position]])]
+        prefetch(vertices.id, likely)
+        prefetch(vertices.followers, likely)
+    for position in range(begin, end):
+        follower = find(vertices, storage, src[last[position]])
+        followed = find(vertices, storage, dst[last[position]])
+        ahead.follower[position - begin], ahead.followed[position - begin] = follower, followed
+        if follower >= 0 and followed >= 0:
+            prefetch(storage.arena, row_home(vertices, follower, followed))
     for at in range(end - begin):
         follower, followed = np.int64(ahead.follower[at]), np.int64(ahead.followed[at])
         ahead.present[at] = follower >= 0 and followed >= 0 and row_place(vertices, storage, follower, followed) >= 0
-    return fetched
 
 
 @compiled
@@ -432,7 +436,6 @@ class Adjacency:
             np.empty(BLOCK_RECORDS, np.int32),
             np.empty(BLOCK_RECORDS, np.int32),
             np.empty(BLOCK_RECORDS, np.bool_),
-            np.empty(BLOCK_RECORDS, np.int64),
         )
         position = count = stated = 0
         while position < distinct:

@@ -1,8 +1,11 @@
-"""The cache of compiled kernels follows edits in any file that holds compiled code."""
+"""What kernels are compiled to, and that their cache follows edits in any file that holds compiled code."""
 
 from __future__ import annotations
 
+import re
+
 import numba
+import numpy as np
 
 from graph_stream import compiled, kernels
 
@@ -25,3 +28,14 @@ def test_numba_compares_the_stamp_where_it_is_put():
     # Set by numba itself: were it renamed, ours would be put where nothing reads it.
     assert "_source_stamp" in vars(numba.njit(cache=True)(plain)._cache._cache_file)
     assert kernels.evaluate._cache._cache_file._source_stamp == compiled._STAMP
+
+
+def test_a_fetch_ahead_is_an_instruction_that_nothing_takes_away_and_that_never_fails():
+    @numba.njit
+    def fetch(array, index):
+        compiled.prefetch(array, index)
+
+    # A load whose value nobody uses would be gone.
+    for index in (0, -1, 1 << 40, np.int32(3)):
+        fetch(np.zeros(4, np.int32), index)
+    assert all(re.search(r"\b(prefetch|prfm)", assembly) for assembly in fetch.inspect_asm().values())

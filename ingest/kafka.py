@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ingest.kafka_uri import EARLIEST, LATEST, KafkaUri
 from ingest.messages import MessageParser
 from ingest.patience import Patience, seconds_until_retry
 from ingest.reader import Chunk, ChunkedReader, LiveChunks
-from ingest.source import BadRecord, JsonValue, SourceError, no_records
+from ingest.source import BadRecord, Int64s, JsonValue, SourceError, no_records
 
 Settled: TypeAlias = dict[str, list[Any]]
 """By number of the partition, as JSON: where it begins, and where it ends or None."""
@@ -54,8 +54,8 @@ class KafkaSource:
     settled
         What `settle` returned when the run began; None settles it anew.
     on_lost_offset
-        What to do where the topic has not kept what was to be read next: ``fail``, or ``skip`` it, which is
-        told and leaves a bad record that says which offsets are gone.
+        What to do where the topic has not kept what was to be read next, or, compacted, what was between: ``fail``,
+        or ``skip`` it, which is told and leaves a bad record that says which offsets are gone.
     tell
         Gets lines about brokers that do not answer and offsets that are lost.
 
@@ -79,6 +79,7 @@ class KafkaSource:
         self._settled: Settled | None = settled
         self._skips_lost = on_lost_offset == "skip"
         self._tell = tell or logging.getLogger(__name__).warning
+        self._told_of_gaps: set[str] = set()
         self._connection = _Connection(uri, self._kafka, client_name(uri, self._kafka), self._tell)
 
     @property
@@ -127,10 +128,13 @@ class KafkaSource:
                 if feed.lost is not None:
                     yield self._skip(split, feed)
                 elif feed.values or feed.reached > offset:
-                    offset = feed.reached
-                    since = feed.since
-                    values, offsets = self._connection.take(feed)
-                    yield replace(parser.chunk(values, np.array(offsets, np.int64), offset), since=since)
+                    since, reached = feed.since, feed.reached
+                    values, taken = self._connection.take(feed)
+                    offsets = np.array(taken, np.int64)
+                    gaps = gaps_in(offset, offsets, reached if until is None else min(reached, until))
+                    offset = reached
+                    chunk = replace(parser.chunk(values, offsets, reached), since=since)
+                    yield self._with_gaps(split, chunk, gaps) if gaps else chunk
                 elif not self._connection.poll(0.0) and not feed.reached > offset:
                     if until is None:
                         yield None
@@ -138,6 +142,24 @@ class KafkaSource:
                         self._connection.wait(WAIT_SECONDS)
         finally:
             self._connection.leave(feed)
+
+    def _with_gaps(self, split: str, chunk: Chunk, gaps: "Gaps") -> Chunk:
+        """Tell of gaps that compaction may have left, if it is wanted to go on behind them."""
+        if not self._connection.is_compacted():
+            return chunk
+        empty = (
+            f"there is no message at {gaps.offsets} of the offsets of {split} from {gaps.first} up to {gaps.end}: the "
+            "topic is compacted, and what it has not kept cannot be told from the ends of transactions"
+        )
+        if not self._skips_lost:
+            detail = f"{empty}. Nothing was skipped: a new run with --on-lost-offset skip would go on without them"
+            raise SourceError(self.uri, detail)
+        if split not in self._told_of_gaps:
+            self._told_of_gaps.add(split)
+            self._tell(f"{self.uri}: {empty}; skipped, as others will be")
+        reason = f"lost: {gaps.offsets} offsets, up to {gaps.end}; the topic is compacted"
+        bad = sorted([*chunk.bad, BadRecord(self.uri, split, gaps.first, b"", reason)], key=lambda each: each.offset)
+        return replace(chunk, bad=tuple(bad), bad_ends=tuple(each.offset + 1 for each in bad))
 
     def _skip(self, split: str, feed: "_Feed") -> Chunk:
         """Go on behind offsets that are lost, if that is wanted."""
@@ -156,6 +178,32 @@ class KafkaSource:
         nothing = no_records("time" in self._names)
         empty = np.empty(0, np.int64)
         return Chunk(nothing, empty, empty, (bad,), (earliest,), earliest)
+
+
+class Gaps(NamedTuple):
+    """Offsets that hold no message: how many, the first, and where they end; messages may lie between."""
+
+    offsets: int
+    first: int
+    end: int
+
+
+def gaps_in(begin: int, offsets: Int64s, end: int) -> Gaps | None:
+    """Return the gaps that messages leave in a stretch of offsets; None where they leave none.
+
+    Parameters
+    ----------
+    begin, end
+        Bounds of the stretch.
+    offsets
+        int64[n], rising: where the messages are; those behind the end do not count.
+    """
+    here = offsets[: int(np.searchsorted(offsets, end))]
+    if end - begin == len(here):
+        return None
+    bounds = np.concatenate([[begin - 1], here, [end]])
+    holes = np.flatnonzero(np.diff(bounds) > 1)
+    return Gaps(end - begin - len(here), int(bounds[holes[0]]) + 1, int(bounds[holes[-1] + 1]))
 
 
 class _Feed:
@@ -226,6 +274,8 @@ class _Connection:
         self._client: Client | None = None
         self._feeds: dict[int, _Feed] = {}
         self._partitions = 0
+        self._is_compacted: bool | None = None
+        self._tell = tell
         self._heard_at = 0.0
         self._check_at = 0.0
 
@@ -244,6 +294,18 @@ class _Connection:
     def offsets_at(self, numbers: Sequence[int], at: str | float) -> dict[int, int]:
         """Return by number of the partition the offset at its beginning, its end, or a time."""
         return self._insist(lambda client: client.offsets(numbers, at))
+
+    def is_compacted(self) -> bool:
+        """Tell whether gaps may have held messages; asked once, where there are gaps."""
+        if self._is_compacted is None:
+            found = self._insist(lambda client: client.is_compacted())
+            if found is None:
+                self._tell(
+                    f"{self._uri}: who reads it may not ask whether the topic is compacted (DescribeConfigs); offsets "
+                    "that hold no message are taken for the ends of transactions"
+                )
+            self._is_compacted = bool(found)
+        return self._is_compacted
 
     def follow(self, number: int, offset: int) -> _Feed:
         """Begin to read a partition at an offset."""

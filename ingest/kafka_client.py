@@ -76,6 +76,9 @@ class Client(Protocol):
     def offsets(self, numbers: Sequence[int], at: str | float) -> dict[int, int]:
         """Return by partition the offset at its beginning, its end for readers of what is committed, or a time."""
 
+    def is_compacted(self) -> bool | None:
+        """Tell whether the topic keeps only the newest messages of a key; None where one may not ask."""
+
     def follow(self, number: int, offset: int) -> None:
         """Begin to read a partition at an offset, or go on there."""
 

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]  # no __all__
 
 from ingest.kafka_client import (
     ANSWER_SECONDS,
@@ -80,8 +81,9 @@ class ConfluentClient:
         logger.addHandler(logging.NullHandler())  # what it has to say is told by whoever waits, once
         reach(kafka.servers)[1].close()  # at once, where the client would try for long
         connection = kafka.connection()
+        self._connection = librdkafka_options(connection)
         options = {
-            **librdkafka_options(connection),
+            **self._connection,
             "group.id": _GROUP,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -135,6 +137,19 @@ class ConfluentClient:
             lambda timeout: self._consumer.get_watermark_offsets(partition, timeout, cached=False)
         )
         return bounds
+
+    def is_compacted(self) -> bool | None:
+        """Ask for the topic's policy; who may not know it is refused."""
+        admin = AdminClient(self._connection, logger=logging.getLogger("confluent_kafka"))
+        (asked,) = admin.describe_configs(
+            [ConfigResource(ResourceType.TOPIC, self._topic)], request_timeout=ANSWER_SECONDS
+        ).values()
+        try:
+            return "compact" in asked.result()["cleanup.policy"].value
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                return None
+            raise _translated(error.args[0]) from error
 
     def follow(self, number: int, offset: int) -> None:
         """Begin to read a partition, or go on elsewhere."""

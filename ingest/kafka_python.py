@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
@@ -46,11 +47,11 @@ class PythonClient:
     def __init__(self, kafka: KafkaUri) -> None:
         self._topic = kafka.topic
         self._followed: dict[TopicPartition, int] = {}
-        options = connection_options(kafka)
+        self._options = connection_options(kafka)
         try:
             with translated():
                 self._consumer = KafkaConsumer(
-                    **options,
+                    **self._options,
                     group_id=None,
                     enable_auto_commit=False,
                     auto_offset_reset="none",
@@ -92,6 +93,15 @@ class PythonClient:
         times = {partition: int(float(at) * 1000) for partition in partitions}
         found = self._consumer.offsets_for_times(times, timeout_ms=timeout_ms)
         return {each: ends[each] if found[each] is None else found[each].offset for each in partitions}
+
+    def is_compacted(self) -> bool | None:
+        """Ask for the topic's policy; who may not know it is told nothing."""
+        asked = ConfigResource(ConfigResourceType.TOPIC, self._topic, ["cleanup.policy"])
+        with translated():
+            admin = KafkaAdminClient(**self._options, request_timeout_ms=ANSWER_SECONDS * 1000)
+            with contextlib.closing(admin):
+                policies = admin.describe_configs([asked], config_filter="all")["topic"][self._topic]
+        return "compact" in policies["cleanup.policy"]["value"] if policies else None
 
     def follow(self, number: int, offset: int) -> None:
         """Begin to read a partition, or go on elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from kafka import TopicPartition
 from kafka.admin import NewPartitions
 
 from ingest import EpochReader, SourceError, open_source
-from ingest.kafka_uri import CLIENTS
+from ingest.kafka_uri import CLIENTS, CONFLUENT
 from tests.integration.services import Kafka, KafkaCluster, KafkaServer, use_client
 
 
@@ -139,8 +140,61 @@ def test_what_a_transaction_took_back_is_not_seen(kafka):
     assert batches[-1].ranges[0][3] == 12  # the gaps are behind, too
 
 
-def test_compaction_leaves_gaps(kafka):
-    """Offsets that are not there any more, but whose neighbours are, are no loss."""
+def lost_offsets(batch):
+    return sum(int(re.match(r"lost: (\d+) offsets, .*; the topic is compacted", each.reason)[1]) for each in batch.bad)
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_what_compaction_may_have_taken_is_told(kafka, policy):
+    """In a compacted topic nobody can tell it from the ends of transactions, which are gaps at once."""
+    topic = kafka.new_topic(cleanup_policy="compact")
+    with kafka.producer(transactional_id=topic) as producer:
+        producer.init_transactions()
+        for first in (0, 2):
+            producer.begin_transaction()
+            for number in (first, first + 1):
+                producer.send(topic, b"%d %d" % (number, number), key=b"%d" % number, partition=0)
+            producer.commit_transaction()
+    told: list[str] = []
+    source = open_source(uri(kafka, topic), on_lost_offset=policy, tell=told.append)
+    # The last of the gaps is behind the last message, and may be found later.
+    empty = rf"there is no message at \d of the offsets of {topic}-0 from 2 up to \d: the topic is compacted"
+    with EpochReader([source], 100) as epochs:
+        if policy == "fail":
+            for _ in range(2):
+                with pytest.raises(SourceError, match=f"{empty}.*--on-lost-offset skip"):
+                    read_all(epochs)
+            assert told == []
+        else:
+            (batch,) = read_all(epochs)
+            assert batch.src.tolist() == [0, 1, 2, 3]
+            assert batch.bad[0].offset == 2
+            assert lost_offsets(batch) == 2
+            (line,) = told
+            assert re.search(empty, line)
+
+
+def test_who_may_not_ask_whether_a_topic_is_compacted_is_told(kafka, client, monkeypatch):
+    of_client = "kafka_confluent.ConfluentClient" if client == CONFLUENT else "kafka_python.PythonClient"
+    monkeypatch.setattr(f"ingest.{of_client}.is_compacted", lambda _: None)
+    topic = kafka.new_topic()
+    with kafka.producer(transactional_id=topic) as producer:
+        producer.init_transactions()
+        for _ in range(2):
+            producer.begin_transaction()
+            producer.send(topic, b"1 1", partition=0)
+            producer.commit_transaction()
+    told: list[str] = []
+    with EpochReader([open_source(uri(kafka, topic), tell=told.append)], 100) as epochs:
+        (batch,) = read_all(epochs)
+    assert batch.src.tolist() == [1, 1]
+    assert not batch.bad
+    assert [line.partition(": ")[2][:60] for line in told] == [
+        "who reads it may not ask whether the topic is compacted (Des"
+    ]
+
+
+def test_a_compacted_topic_is_read_to_its_end(kafka):
     topic = kafka.new_topic(cleanup_policy="compact", min_cleanable_dirty_ratio="0.001", segment_ms="100")
     first_ms = int(time.time() * 1000) - 60_000
     with kafka.producer() as producer:
@@ -149,12 +203,13 @@ def test_compaction_leaves_gaps(kafka):
             time_ms = first_ms + 200 * (number // 100)
             key = b"%d" % (number % 3)
             producer.send(topic, b"%d 1" % number, key=key, partition=0, timestamp_ms=time_ms).get(10)
-    source = open_source(uri(kafka, topic))
+    source = open_source(uri(kafka, topic), on_lost_offset="skip")
     with EpochReader([source], 1000) as epochs:
         (batch,) = read_all(epochs)
     # How far the broker has come with compaction is its own business.
     assert batch.src.tolist()[-1] == 299
     assert batch.src.tolist() == sorted(batch.src.tolist())
+    assert len(batch.src) + lost_offsets(batch) == 300
     assert batch.ranges[0][2:] == [0, 300]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ingest import SourceError, open_source
 from ingest.formats import parse_columns
+from ingest.kafka import Gaps, gaps_in
 from ingest.kafka_client import client_name
 from ingest.kafka_uri import KafkaUri
 from ingest.messages import MessageParser
@@ -159,6 +160,14 @@ def test_what_one_client_is_told_the_other_is_told_too():
         "ssl.key.password": "key's",
         "ssl.endpoint.identification.algorithm": "none",
     }
+
+
+@given(st.sets(st.integers(10, 40)), st.integers(10, 40))
+def test_gaps_are_the_offsets_that_hold_nothing(offsets, end):
+    here = sorted(offsets)
+    missing = [offset for offset in range(10, end) if offset not in offsets]
+    expected = Gaps(len(missing), missing[0], missing[-1] + 1) if missing else None
+    assert gaps_in(10, np.array(here, np.int64), end) == expected
 
 
 # --- messages -----------------------------------------------------------------------------------------------

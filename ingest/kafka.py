@@ -126,7 +126,9 @@ class KafkaSource:
         try:
             while True:
                 if feed.lost is not None:
-                    yield self._skip(split, feed)
+                    chunk = self._skip(split, feed)
+                    offset = feed.reached
+                    yield chunk
                 elif feed.values or feed.reached > offset:
                     since, reached = feed.since, feed.reached
                     values, taken = self._connection.take(feed)
@@ -199,7 +201,7 @@ def gaps_in(begin: int, offsets: Int64s, end: int) -> Gaps | None:
         int64[n], rising: where the messages are; those behind the end do not count.
     """
     here = offsets[: int(np.searchsorted(offsets, end))]
-    if end - begin == len(here):
+    if end - begin <= len(here):
         return None
     bounds = np.concatenate([[begin - 1], here, [end]])
     holes = np.flatnonzero(np.diff(bounds) > 1)

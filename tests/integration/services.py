@@ -172,7 +172,8 @@ class Kafka:
             yield client
             client.flush()
         finally:
-            client.close()
+            # It would wait without end for brokers that are gone.
+            client.close(timeout=30)
 
 
 class KafkaServer(Server):

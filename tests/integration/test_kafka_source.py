@@ -32,6 +32,17 @@ def send(kafka: Kafka, topic: str, partition: int, *values: bytes | None, at: fl
             producer.send(topic, value, key=key, partition=partition, timestamp_ms=time_ms)
 
 
+def send_in_transactions(kafka: Kafka, topic: str, *transactions: list[bytes]) -> None:
+    """Send messages to partition 0, each with itself as key; each transaction takes one offset more at its end."""
+    with kafka.producer(transactional_id=topic) as producer:
+        producer.init_transactions()
+        for values in transactions:
+            producer.begin_transaction()
+            for value in values:
+                producer.send(topic, value, key=value, partition=0)
+            producer.commit_transaction()
+
+
 def uri(kafka: Kafka, topic: str, query: str = "until=end") -> str:
     return f"kafka://{kafka.address}/{topic}?{query}"
 
@@ -148,13 +159,7 @@ def lost_offsets(batch):
 def test_what_compaction_may_have_taken_is_told(kafka, policy):
     """In a compacted topic nobody can tell it from the ends of transactions, which are gaps at once."""
     topic = kafka.new_topic(cleanup_policy="compact")
-    with kafka.producer(transactional_id=topic) as producer:
-        producer.init_transactions()
-        for first in (0, 2):
-            producer.begin_transaction()
-            for number in (first, first + 1):
-                producer.send(topic, b"%d %d" % (number, number), key=b"%d" % number, partition=0)
-            producer.commit_transaction()
+    send_in_transactions(kafka, topic, edges((0, 0), (1, 1)), edges((2, 2), (3, 3)))
     told: list[str] = []
     source = open_source(uri(kafka, topic), on_lost_offset=policy, tell=told.append)
     # The last of the gaps is behind the last message, and may be found later.
@@ -178,12 +183,7 @@ def test_who_may_not_ask_whether_a_topic_is_compacted_is_told(kafka, client, mon
     of_client = "kafka_confluent.ConfluentClient" if client == CONFLUENT else "kafka_python.PythonClient"
     monkeypatch.setattr(f"ingest.{of_client}.is_compacted", lambda _: None)
     topic = kafka.new_topic()
-    with kafka.producer(transactional_id=topic) as producer:
-        producer.init_transactions()
-        for _ in range(2):
-            producer.begin_transaction()
-            producer.send(topic, b"1 1", partition=0)
-            producer.commit_transaction()
+    send_in_transactions(kafka, topic, edges((1, 1)), edges((1, 1)))
     told: list[str] = []
     with EpochReader([open_source(uri(kafka, topic), tell=told.append)], 100) as epochs:
         (batch,) = read_all(epochs)
@@ -257,6 +257,22 @@ def test_offsets_that_have_expired_are_told(kafka, policy):
             assert [(each.offset, each.reason) for each in batch.bad] == [(0, "lost: 6 offsets, up to 6")]
             (line,) = told
             assert lost in line
+
+
+def test_offsets_that_have_expired_are_no_gaps_of_a_compacted_topic_besides(kafka):
+    topic = kafka.new_topic(cleanup_policy="compact,delete")
+    send_in_transactions(kafka, topic, edges((0, 0), (1, 1)), edges((2, 2), (3, 3)))
+    settled = open_source(uri(kafka, topic)).settle()
+    with kafka.admin() as admin:
+        admin.delete_records({TopicPartition(topic, 0): 3})
+    source = open_source(uri(kafka, topic), settled=settled, on_lost_offset="skip", tell=lambda _: None)
+    with EpochReader([source], 100) as epochs:
+        (batch,) = read_all(epochs)
+    assert batch.src.tolist() == [2, 3]
+    assert [(each.offset, each.reason) for each in batch.bad] == [
+        (0, "lost: 3 offsets, up to 3"),
+        (5, "lost: 1 offsets, up to 6; the topic is compacted"),
+    ]
 
 
 def test_a_topic_that_was_made_anew_is_not_read_from_the_middle(kafka):

@@ -48,6 +48,9 @@ from exoflow.records import Value
 from exoflow.remote import BUNDLE, HOST, PERSIST, TASK
 from exoflow.worker import Failure, Refusal, Settlement, live_inputs, make_job
 
+ENDING_SECONDS = 1.0
+"""How long attempts that nobody waits for any more may go on before they are ended by force."""
+
 
 @dataclasses.dataclass(slots=True)
 class _Gathering:
@@ -276,14 +279,20 @@ class RayExecutor:
         self._watch_of_node.stop()
 
     def _end_all(self) -> None:
-        for outcome in set(self._running.values()):
-            ray.cancel(outcome, force=True)
-        self._running.clear()
         for _, _, handles in self._actors.values():
             for handle in handles:
                 with contextlib.suppress(Exception):
                     ray.kill(handle, no_restart=True)
         self._actors.clear()
+        # Whoever cancels a task while its answer arrives ends this process: Ray takes the task for failed, then finds
+        # that it completes, and aborts. So what is about to return does so first.
+        # Threads of Ray take what returns out of the dictionary meanwhile; copying it is one step.
+        running = list(set(self._running.copy().values()))
+        waited = {"num_returns": len(running), "timeout": ENDING_SECONDS, "fetch_local": False}
+        _, lasting = ray.wait(running, **waited) if running else ([], [])
+        for outcome in lasting:
+            ray.cancel(outcome, force=True)
+        self._running.clear()
 
     def _remote(self, function: Any, spec: TaskSpec, num_returns: int) -> Any:
         """Return Ray's function for a task, made once for all tasks that run the same code with the same resources.

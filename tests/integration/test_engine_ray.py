@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 import exoflow
 from exoflow.executor import RayExecutor
@@ -559,3 +560,56 @@ def test_a_failure_in_the_middle_of_many_is_the_one_that_failed(store):
     with pytest.raises(exoflow.TaskFailed, match="not this one") as caught:
         run(gather.bind(*(picky.bind(number) for number in range(300))), store)
     assert caught.value.task == "picky_201"
+
+
+# --- the end of a workflow ----------------------------------------------------------------------------------
+
+
+@exoflow.task(num_cpus=0)
+def naps(folder: str, number: int, seconds: float) -> int:
+    flows.note(folder, f"{os.getpid()}")
+    time.sleep(seconds)
+    return number
+
+
+@exoflow.task(num_cpus=0)
+def fails_once_noted(folder: str, count: int) -> None:
+    while len(flows.noted(folder)) < count:
+        time.sleep(0.01)
+    message = "enough"
+    raise ValueError(message)
+
+
+@pytest.fixture
+def cancelled(monkeypatch) -> list[Any]:
+    """Count what is ended by force, and end it."""
+    outcomes: list[Any] = []
+    cancel = ray.cancel
+
+    def counted_cancel(outcome: Any, **options: Any) -> None:
+        outcomes.append(outcome)
+        cancel(outcome, **options)
+
+    monkeypatch.setattr(ray, "cancel", counted_cancel)
+    return outcomes
+
+
+def test_what_is_about_to_return_when_a_workflow_ends_is_not_cancelled(store, tmp_path, cancelled):
+    # Ray aborts the process that cancels a task whose answer is just arriving.
+    others = [naps.options(checkpoint="none").bind(str(tmp_path), number, 0.3) for number in range(4)]
+    with pytest.raises(exoflow.TaskFailed, match="enough"):
+        run(gather.bind(fails_once_noted.bind(str(tmp_path), 4), *others), store)
+    node = exoflow.loop(functools.partial(flows.adding, "async", 8), 0)
+    assert run(node, store, "loop") == 36
+    assert not cancelled
+
+
+def test_a_long_body_is_ended_with_its_workflow(store, tmp_path, cancelled):
+    others = [naps.bind(str(tmp_path), number, 600) for number in range(2)]
+    with pytest.raises(exoflow.TaskFailed, match="enough"):
+        run(gather.bind(fails_once_noted.bind(str(tmp_path), 2), *others), store)
+    assert len(cancelled) == 2
+    give_up = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in flows.noted(tmp_path)):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)

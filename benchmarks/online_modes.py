@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -21,6 +22,8 @@ DELAYS_MS = (0.0, 20.0, 100.0)
 LOAD = 0.6
 WARMUP_SHARE = 0.1
 SLOW_EPOCHS = 30
+SLOW_EPOCH_EDGES = 1_000
+"""So few that a delta lies in the record that commits it."""
 SLOW_EPOCH_SECONDS = 0.8
 STORE_REQUESTS = 20
 
@@ -103,14 +106,14 @@ def _slow_stores(folder: Path, options: argparse.Namespace) -> None:
         print("\nNo S3 server: `make services-up` says how to name one; the slow store is not measured.")
         return
     bucket = os.environ.get("EXOFLOW_BENCH_BUCKET", "exoflow")
-    path = rmat_file(folder, options.mode_scale, SLOW_EPOCHS * options.mode_epoch_edges)
     rows: list[dict[str, object]] = []
     print(f"\n## Modes on a slow store: S3, each request delayed; {SLOW_EPOCHS} epochs\n")
-    print("| delay ms | one write, ms | none p50 | async p50 | sync p50 | (sync - none) / write |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
-    for delay_ms in DELAYS_MS:
+    print("| epoch | delay ms | one write, ms | none p50 | async p50 | sync p50 | (sync - none) / write |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for epoch_edges, delay_ms in itertools.product((SLOW_EPOCH_EDGES, options.mode_epoch_edges), DELAYS_MS):
+        path = rmat_file(folder, options.mode_scale, SLOW_EPOCHS * epoch_edges)
         with SlowStore(upstream, delay_ms=delay_ms) as slow:
-            prefix = f"s3://{bucket}/bench-{os.getpid()}-{delay_ms:g}"
+            prefix = f"s3://{bucket}/bench-{os.getpid()}-{epoch_edges}-{delay_ms:g}"
             write_ms = _write_ms(f"{prefix}/probe?endpoint={slow.endpoint}")
             found: dict[str, float] = {}
             for mode in MODES:
@@ -119,15 +122,16 @@ def _slow_stores(folder: Path, options: argparse.Namespace) -> None:
                     str(path),
                     store=f"{prefix}/{mode}?endpoint={slow.endpoint}",
                     checkpoint=mode,
-                    epoch_edges=options.mode_epoch_edges,
+                    epoch_edges=epoch_edges,
                     threads=options.threads,
-                    rate=options.mode_epoch_edges / SLOW_EPOCH_SECONDS,
+                    rate=epoch_edges / SLOW_EPOCH_SECONDS,
                 )
                 found[mode] = percentile(done.latency_ms[SLOW_EPOCHS // 3 :], 0.5)
-                rows.append({"side": mode, "delay_ms": delay_ms, "write_ms": write_ms, "p50_ms": found[mode]})
+                at = {"epoch_edges": epoch_edges, "delay_ms": delay_ms, "write_ms": write_ms}
+                rows.append({"side": mode, **at, "p50_ms": found[mode]})
         writes = (found["sync"] - found["none"]) / write_ms
         cells = " | ".join(f"{found[mode]:.1f}" for mode in MODES)
-        print(f"| {delay_ms:g} | {write_ms:.1f} | {cells} | {writes:.2f} |", flush=True)
+        print(f"| {epoch_edges:,} | {delay_ms:g} | {write_ms:.1f} | {cells} | {writes:.2f} |", flush=True)
     write(options.out / "modes_slow_store.parquet", rows)
 
 

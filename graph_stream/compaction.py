@@ -1,15 +1,18 @@
 """Merging a snapshot's objects beside the stream, so that no epoch waits for it.
 
-A checkpoint is durable as soon as its own object is. Older ones are merged in a thread of their own, and the next
-checkpoint after that names the result in their place. A result that no checkpoint has come to name, because the
-process died, is an object that nothing names; the next owner removes it.
+A checkpoint is durable as soon as its own object is. Older ones are merged in a thread of their own, which gives way
+to everything else, and the next checkpoint after that names the result in their place. A result that no checkpoint has
+come to name, because the process died, is an object that nothing names; the next owner removes it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, Self, TypeVar
+
+from exoflow.background import LAST, give_way
 
 Entry = TypeVar("Entry")
 """What says where an object is, and what it covers."""
@@ -52,7 +55,7 @@ class Compaction(Generic[Entry]):
     def __init__(self, merge: Callable[[tuple[Entry, ...]], Entry], most_entries: int = MOST_ENTRIES) -> None:
         self._merge = merge
         self._most_entries = most_entries
-        self._pool = ThreadPoolExecutor(1, "compaction")
+        self._pool = ThreadPoolExecutor(1, "compaction", functools.partial(give_way, LAST))
         self._under_way: Future[Entry] | None = None
 
     def next(self, manifest: Entries, *, settle: bool = False) -> Entries:

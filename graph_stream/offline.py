@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
 from graph_stream.epoch import combine
 from graph_stream.graph import PartitionState
+from graph_stream.inline import data_of, is_inline
 from graph_stream.namestore import Dictionary
 from graph_stream.partition import load
 from graph_stream.rounds import alone
-from graph_stream.snapshot import Manifest
+from graph_stream.snapshot import Entry, Manifest
 from spark.session import SparkUnavailable
 from spark.step import SparkSteps
 
@@ -84,12 +86,19 @@ def compare(
 
 
 def batch_inputs(
-    states: Sequence[dict[str, Any]], path_of: Callable[[exoflow.Blob], Path | None]
+    states: Sequence[dict[str, Any]], path_of: Callable[[exoflow.Blob], Path | None], scratch: Path
 ) -> list[tuple[str, int]]:
-    """Return the files of a snapshot with their order, for a Spark job."""
+    """Return the files of a snapshot with their order, for a Spark job; ``scratch`` is for what has no file yet."""
     entries = [entry for state in states for entry in Manifest.from_json(state["entries"]).entries]
-    files = [(path_of(entry.blob), entry.last_epoch) for entry in entries]
-    return [(str(path), last_epoch) for path, last_epoch in files]
+
+    def path_to(entry: Entry) -> Path | None:
+        if not is_inline(entry):
+            return path_of(entry.blob)
+        path = scratch / f"{uuid.uuid4().hex}.parquet"
+        path.write_bytes(data_of(entry))
+        return path
+
+    return [(str(path_to(entry)), entry.last_epoch) for entry in entries]
 
 
 def name_inputs(dictionary: Dictionary, path_of: Callable[[exoflow.Blob], Path | None]) -> list[str]:
@@ -190,6 +199,6 @@ class Batches:
         output = context.object_path(output_name(epoch, options, ranking))
         assert output is not None
         key = context.idempotency_key if ranking == 0 else f"{context.idempotency_key}-{ranking}"
-        inputs = batch_inputs(states, context.blob_path)
+        inputs = batch_inputs(states, context.blob_path, Path(self._scratch.name))
         names = [] if reader is None else name_inputs(Dictionary.from_json(reader["names"]), context.blob_path)
         return compute_exact(self._steps, inputs, output, key, options.parameters()[ranking], names)

@@ -1,8 +1,9 @@
 """Rows of snapshots put in order, and merged, in time that leaves the stream its processors.
 
-Rows are in order if they go by virtual partition of the key, then key, then value. Sorting is a deal by virtual
-partition, then a sort by bytes of each hand, which fits into a processor's cache. Merging goes through two ordered
-sequences once.
+Rows are in order if they go by virtual partition of the key, then class (edges, then the contributions of each
+ranking), then key, then value. Sorting is a deal by virtual partition and class, then a sort by bytes of each hand,
+which fits into a processor's cache. Merging goes through two ordered sequences once, virtual partition by virtual
+partition.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ SHORT_RUN = 16
 
 
 class Rows(NamedTuple):
-    """Rows of the snapshot layout; shape (n,) each. Each is about a subject: its key, or its key and value."""
+    """Rows of the snapshot layout; shape (n,) each.
+
+    Each is about a subject: an edge (kind +1 or -1; its key and value), or a vertex (its key) in one of the rankings,
+    which each have a kind of their own.
+    """
 
     kind: Kinds
     key: Longs
@@ -42,67 +47,76 @@ class Rows(NamedTuple):
 NO_TIMES = np.empty(0, np.int64)
 
 
-def in_order(rows: Rows) -> Rows:
-    """Return the rows in order; themselves where they are already. Equal ones stay as they were."""
-    key, value = _flat(rows.key), _flat(rows.value)
-    if _is_in_order(key, value):
-        return rows
-    starts = _bounds(key)
+class Ordered(NamedTuple):
+    """Rows in order, and where each virtual partition starts in them.
+
+    ``starts`` has shape (257,); its last entry is the number of rows.
+    """
+
+    rows: Rows
+    starts: Longs
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Ordered:
+        """Return the rows that a mask chooses."""
+        before = np.concatenate([[0], np.cumsum(chosen)])
+        return Ordered(self.rows.where(chosen), before[self.starts])
+
+
+def ordered(rows: Rows) -> Ordered:
+    """Put rows in order. Equal ones stay as they were."""
+    kind, key, value, time = _flat_rows(rows)
+    classes = max(int(kind.max(initial=0)), 1) + 1
+    bounds = np.zeros(VIRTUAL_PARTITIONS * classes + 1, np.int64)
+    _count_hands(kind, key, classes, bounds)
     position, hand_key, hand_value = (np.empty(len(key), np.int64) for _ in range(3))
-    _deal(key, value, starts.copy(), position, hand_key, hand_value)
+    _deal(kind, key, value, classes, bounds.copy(), position, hand_key, hand_value)
     order, scratch = np.arange(len(key)), np.empty(len(key), np.int64)
-    _sort_hands(hand_key, hand_value, starts, order, scratch, np.empty(257, np.int64))
-    time = rows.time[position[order]] if len(rows.time) else rows.time
-    return Rows(rows.kind[position[order]], hand_key[order], hand_value[order], time)
+    _sort_hands(hand_key, hand_value, bounds, order, scratch, np.empty(257, np.int64))
+    origin = position[order]
+    put = Rows(kind[origin], hand_key[order], hand_value[order], time[origin] if len(time) else time)
+    return Ordered(put, bounds[::classes].copy())
 
 
-def merged(older: Rows, newer: Rows, by_value: bool) -> Rows:
-    """Merge rows that are in order; of two about one subject the newer stays.
+def in_order(rows: Rows, starts: Longs) -> Ordered:
+    """Return rows that lie by virtual partition as ``starts`` tells; in order, if they are not already."""
+    if _is_in_order(_flat(rows.kind), _flat(rows.key), _flat(rows.value), starts):
+        return Ordered(rows, starts)
+    return ordered(rows)
+
+
+def merged(parts: Sequence[Ordered]) -> Ordered:
+    """Merge rows, oldest first; of several about one subject the newest stays.
 
     Parameters
     ----------
-    older, newer : Rows
-        In order, and no subject twice in either; both with times, or neither.
-    by_value : bool
-        Whether subjects are keys and values, rather than keys.
+    parts : sequence of Ordered
+        At least one; no subject twice in any; all with times, or none.
     """
-    room = len(older.key) + len(newer.key)
-    times = len(older.time) + len(newer.time)
+    remaining = list(parts)
+    while len(remaining) > 1:
+        # The two neighbours that are shortest together, so that few rows are moved often.
+        sizes = [int(part.starts[-1]) for part in remaining]
+        at = min(range(len(remaining) - 1), key=lambda at: sizes[at] + sizes[at + 1])
+        remaining[at : at + 2] = [_merged(remaining[at], remaining[at + 1])]
+    return remaining[0]
+
+
+def _merged(older: Ordered, newer: Ordered) -> Ordered:
+    room = len(older.rows.key) + len(newer.rows.key)
+    times = len(older.rows.time) + len(newer.rows.time)
     out = Rows(np.empty(room, np.int8), *(np.empty(length, np.int64) for length in (room, room, times)))
-    count = _merge(*_flat_rows(older), *_flat_rows(newer), by_value, *out)
-    return out.where(slice(count))
-
-
-def dealt(parts: Sequence[Rows]) -> tuple[Rows, Longs]:
-    """Join parts that are in order: by virtual partition, and in each part after part.
-
-    Returns
-    -------
-    rows : Rows
-        All rows.
-    starts : ndarray of int64, shape (257,)
-        Where each virtual partition starts in it, and at last the number of rows.
-    """
-    bounds = [_bounds(_flat(part.key)) for part in parts]
-    starts = np.sum(bounds, axis=0)
-    columns = []
-    for each in zip(*parts, strict=True):
-        column = np.empty(sum(len(source) for source in each), each[0].dtype)
-        place = starts[:-1].copy()
-        for source, bound in zip(each, bounds, strict=True):
-            if not len(source):
-                continue
-            _copy_stretches(_flat(source), bound, column, place)
-        columns.append(column)
-    return Rows(*columns), starts
+    starts = np.empty(VIRTUAL_PARTITIONS + 1, np.int64)
+    count = _merge(
+        *_flat_rows(older.rows), _flat(older.starts), *_flat_rows(newer.rows), _flat(newer.starts), *out, starts
+    )
+    return Ordered(out.where(slice(count)), starts)
 
 
 def warm_up() -> None:
     """Compile every kernel, or load it from numba's cache."""
-    kind, value = np.zeros(2, np.int8), np.zeros(2, np.int64)
-    # One of the two is out of order, whichever comes first.
-    parts = [in_order(Rows(kind, np.array(keys, np.int64), value, NO_TIMES)) for keys in ((1, 2), (2, 1))]
-    dealt([merged(parts[0], parts[1], by_value=True)])
+    kind, value = np.array([1, 0], np.int8), np.zeros(2, np.int64)
+    rows = Rows(kind, np.array([1, 2], np.int64), value, NO_TIMES)
+    merged([in_order(*ordered(rows)), ordered(rows)])
 
 
 def _flat(column: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
@@ -115,50 +129,49 @@ def _flat_rows(rows: Rows) -> Rows:
 
 
 @compiled
-def _share(key: Int) -> Int:
-    return np.int64(mix64(np.uint64(key)) & np.uint64(VIRTUAL_PARTITIONS - 1))
-
-
-@compiled
-def _count_shares(key: Longs, bounds: Longs) -> None:
-    for i in range(len(key)):
-        bounds[_share(key[i]) + 1] += 1
-    for share in range(1, len(bounds)):
-        bounds[share] += bounds[share - 1]
-
-
-def _bounds(key: Longs) -> Longs:
-    bounds = np.zeros(VIRTUAL_PARTITIONS + 1, np.int64)
-    _count_shares(key, bounds)
-    return bounds
-
-
-@compiled
-def _is_in_order(key: Longs, value: Longs) -> bool:
-    share: Int = np.int64(0)
-    for i in range(len(key)):
-        before = share
-        share = _share(key[i])
-        if share < before:
-            return False
-        if i > 0 and share == before and (key[i] < key[i - 1] or (key[i] == key[i - 1] and value[i] < value[i - 1])):
-            return False
-    return True
+def _class(kind: Int) -> Int:
+    """Return the place of a kind among the classes: an edge's sign is not part of what the row is about."""
+    if kind == 0:
+        return np.int64(1)
+    return np.int64(0) if kind < 2 else np.int64(kind)
 
 
 # --- sorting ----------------------------------------------------------------------------------------------
 
 
 @compiled
-def _deal(key: Longs, value: Longs, filled: Longs, position: Longs, hand_key: Longs, hand_value: Longs) -> None:
-    """Copy rows into a hand per virtual partition, in the order they come in, and note where each was.
+def _hand(kind: Int, key: Int, classes: Int) -> Int:
+    share = np.int64(mix64(np.uint64(key)) & np.uint64(VIRTUAL_PARTITIONS - 1))
+    return share * classes + _class(kind)
+
+
+@compiled
+def _count_hands(kind: Kinds, key: Longs, classes: Int, bounds: Longs) -> None:
+    for i in range(len(key)):
+        bounds[_hand(kind[i], key[i], classes) + 1] += 1
+    for hand in range(1, len(bounds)):
+        bounds[hand] += bounds[hand - 1]
+
+
+@compiled
+def _deal(
+    kind: Kinds,
+    key: Longs,
+    value: Longs,
+    classes: Int,
+    filled: Longs,
+    position: Longs,
+    hand_key: Longs,
+    hand_value: Longs,
+) -> None:
+    """Copy rows into hands, in the order they come in, and note where each was.
 
     ``filled`` tells where each hand begins, and afterwards where it ends.
     """
     for i in range(len(key)):
-        share = _share(key[i])
-        place = filled[share]
-        filled[share] = place + 1
+        hand = _hand(kind[i], key[i], classes)
+        place = filled[hand]
+        filled[hand] = place + 1
         position[place] = i
         hand_key[place] = key[i]
         hand_value[place] = value[i]
@@ -215,7 +228,32 @@ def _sort(column: Longs, order: Longs, begin: Int, end: Int, scratch: Longs, cou
             order[i] = scratch[i]
 
 
-# --- merging and joining ----------------------------------------------------------------------------------
+@compiled
+def _compare(kind: Int, key: Int, value: Int, other_kind: Int, other_key: Int, other_value: Int) -> Int:
+    """Return whether a row's subject comes before another's (below 0), is the same (0), or comes after it.
+
+    Both are of one virtual partition.
+    """
+    of, other_of = _class(kind), _class(other_kind)
+    if of != other_of:
+        return np.int64(-1) if of < other_of else np.int64(1)
+    if key != other_key:
+        return np.int64(-1) if key < other_key else np.int64(1)
+    if of > 0 or value == other_value:
+        return np.int64(0)
+    return np.int64(-1) if value < other_value else np.int64(1)
+
+
+@compiled
+def _is_in_order(kind: Kinds, key: Longs, value: Longs, starts: Longs) -> bool:
+    for share in range(len(starts) - 1):
+        for i in range(starts[share] + 1, starts[share + 1]):
+            if _compare(kind[i - 1], key[i - 1], value[i - 1], kind[i], key[i], value[i]) > 0:
+                return False
+    return True
+
+
+# --- merging ----------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -224,58 +262,71 @@ def _merge(
     key: Longs,
     value: Longs,
     time: Longs,
+    starts: Longs,
     newer_kind: Kinds,
     newer_key: Longs,
     newer_value: Longs,
     newer_time: Longs,
-    by_value: bool,
+    newer_starts: Longs,
     out_kind: Kinds,
     out_key: Longs,
     out_value: Longs,
     out_time: Longs,
+    out_starts: Longs,
 ) -> Int:
-    """Write the merged rows and return how many there are."""
+    """Write the merged rows and where their virtual partitions start; return how many there are."""
     timed = len(out_time) > 0
-    end, newer_end = len(key), len(newer_key)
-    i = np.int64(0)
-    j = np.int64(0)
-    count = np.int64(0)
-    # Past its end a sequence has a share behind all others.
-    share = _share(key[0]) if end > 0 else np.int64(VIRTUAL_PARTITIONS)
-    newer_share = _share(newer_key[0]) if newer_end > 0 else np.int64(VIRTUAL_PARTITIONS)
-    while i < end or j < newer_end:
-        takes_newer = newer_share < share
-        is_same = False
-        if newer_share == share:
-            takes_newer = newer_key[j] < key[i]
-            if newer_key[j] == key[i]:
-                is_same = not by_value or newer_value[j] == value[i]
-                takes_newer = is_same or newer_value[j] < value[i]
-        if takes_newer:
-            out_kind[count] = newer_kind[j]
-            out_key[count] = newer_key[j]
-            out_value[count] = newer_value[j]
+    count: Int = np.int64(0)
+    for share in range(len(starts) - 1):
+        out_starts[share] = count
+        i, end = starts[share], starts[share + 1]
+        j, newer_end = newer_starts[share], newer_starts[share + 1]
+        while i < end and j < newer_end:
+            # Which of two rows comes first is anybody's guess, so nothing here depends on it that a processor would
+            # have to guess: no branch.
+            of, newer_of = _class(kind[i]), _class(newer_kind[j])
+            detail = value[i] if of == 0 else np.int64(0)
+            newer_detail = newer_value[j] if newer_of == 0 else np.int64(0)
+            of_one_class, of_one_key = of == newer_of, key[i] == newer_key[j]
+            is_same = of_one_class & of_one_key & (detail == newer_detail)
+            is_later = of_one_class & ((newer_key[j] < key[i]) | (of_one_key & (newer_detail < detail)))
+            takes_newer = is_same | (newer_of < of) | is_later
+            out_kind[count] = newer_kind[j] if takes_newer else kind[i]
+            out_key[count] = newer_key[j] if takes_newer else key[i]
+            out_value[count] = newer_value[j] if takes_newer else value[i]
             if timed:
-                out_time[count] = newer_time[j]
-            j += 1
-            newer_share = _share(newer_key[j]) if j < newer_end else np.int64(VIRTUAL_PARTITIONS)
-        else:
-            out_kind[count] = kind[i]
-            out_key[count] = key[i]
-            out_value[count] = value[i]
-            if timed:
-                out_time[count] = time[i]
-        if is_same or not takes_newer:
-            i += 1
-            share = _share(key[i]) if i < end else np.int64(VIRTUAL_PARTITIONS)
-        count += 1
+                out_time[count] = newer_time[j] if takes_newer else time[i]
+            i += 0 if takes_newer and not is_same else 1
+            j += 1 if takes_newer else 0
+            count += 1
+        count = _copy(kind, key, value, time, i, end, out_kind, out_key, out_value, out_time, count)
+        count = _copy(
+            newer_kind, newer_key, newer_value, newer_time, j, newer_end, out_kind, out_key, out_value, out_time, count
+        )
+    out_starts[len(starts) - 1] = count
     return count
 
 
 @compiled
-def _copy_stretches(source: npt.NDArray[Scalar], bounds: Longs, column: npt.NDArray[Scalar], place: Longs) -> None:
-    """Copy each virtual partition's stretch to its place, and move that behind it."""
-    for share in range(len(place)):
-        for i in range(bounds[share], bounds[share + 1]):
-            column[place[share]] = source[i]
-            place[share] += 1
+def _copy(
+    kind: Kinds,
+    key: Longs,
+    value: Longs,
+    time: Longs,
+    first: Int,
+    end: Int,
+    out_kind: Kinds,
+    out_key: Longs,
+    out_value: Longs,
+    out_time: Longs,
+    count: Int,
+) -> Int:
+    """Copy rows behind the ``count`` that there are; return how many there are then."""
+    for i in range(first, end):
+        out_kind[count] = kind[i]
+        out_key[count] = key[i]
+        out_value[count] = value[i]
+        if len(out_time) > 0:
+            out_time[count] = time[i]
+        count += 1
+    return count

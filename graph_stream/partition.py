@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import exoflow
-from graph_stream import memory, ordering, publishing, snapshot
+from graph_stream import inline, memory, ordering, publishing, snapshot
 from graph_stream.ahead import one_ahead
 from graph_stream.changed import Changed
 from graph_stream.compaction import Compaction
@@ -24,6 +25,9 @@ from graph_stream.reader import Records
 from graph_stream.snapshot import ALL_SHARES, Changes, CorruptSnapshot, Entry, Manifest, StoredChanges, folded
 
 ReadBlob = Callable[[exoflow.Blob], bytes]
+
+SWITCH_SECONDS = 0.0003
+"""How long a thread of a partition may keep the interpreter while another waits for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +66,11 @@ class Partition:
         self._captured_epoch = 0
         self._manifest = Manifest()
         self._compaction = Compaction(functools.partial(_merge, context))
+        self._behind = inline.Behind(functools.partial(context.write_blob, suffix=".parquet"))
         self._budget = memory.Budget(context.hints.get(memory.HINT), context.member, context.members)
         self._last = False
+        # A round of the computation takes less than the 5 ms that Python lets a thread behind it go on.
+        sys.setswitchinterval(SWITCH_SECONDS)
         warm_up()
         ordering.warm_up()
 
@@ -119,20 +126,30 @@ class Partition:
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
         context = exoflow.context()
-        changes = snapshot.merge_all(captured.changes, base=False)
-        first, last = captured.first_epoch, captured.last_epoch
-        entry = _write(context, snapshot.encode(changes, first, last), first, last, len(changes))
+        watermark = snapshot.watermark_of(captured.changes)
+        changes = snapshot.fold(captured.changes, base=False)
+        epochs = captured.first_epoch, captured.last_epoch
+        rows, data = snapshot.encode_shares([changes], *epochs, watermark)
+        settled, written = self._behind.settle(self._manifest)
+        # In sync this commit is waited for.
+        if self._config.checkpoint == "sync" and len(data) <= inline.INLINE_BYTES and not captured.last:
+            entry = inline.inline_entry(*epochs, rows, data)
+            self._behind.begin(entry)
+        else:
+            entry = Entry(*epochs, rows, context.write_blob(data, ".parquet"))
         if self._keeps_deltas:
-            self._manifest = self._compaction.next(self._manifest.append(entry), settle=captured.last)
+            self._manifest = self._compaction.next(settled.append(entry), settle=captured.last)
         else:
             self._manifest = Manifest((entry,))
         shares = publishing.encode_shares(self._config, captured.changed)
         state = {
             "epoch": captured.last_epoch,
             "lanes": list(captured.lanes),
-            "written_bytes": entry.blob.size,
+            "written_bytes": len(data),
             "entries": self._manifest.to_json(),
         }
+        if written:
+            state["written"] = written
         if shares:
             state["shares"] = {str(ranking): context.write_blob(data) for ranking, data in shares.items()}
         return state
@@ -173,7 +190,10 @@ class Partition:
 
 def load(states: Sequence[dict[str, Any]], read_blob: ReadBlob, share: range = ALL_SHARES) -> Iterator[Changes]:
     """Return the whole state (or the share of some virtual partitions) that members' manifests add up to, in parts."""
-    return folded([each for state in states for each in _open(_entries(state), read_blob)], base=True, owned=share)
+    parts = [each for state in states for each in _open(_entries(state), read_blob)]
+    watermark = snapshot.watermark_of(part.header for part in parts)
+    for found in folded(parts, base=True, owned=share):
+        yield Changes.of_rows(*found.rows, watermark)
 
 
 def _entries(state: dict[str, Any]) -> tuple[Entry, ...]:
@@ -181,16 +201,14 @@ def _entries(state: dict[str, Any]) -> tuple[Entry, ...]:
 
 
 def _open(entries: Sequence[Entry], read_blob: ReadBlob) -> list[StoredChanges]:
-    return [StoredChanges(read_blob(entry.blob)) for entry in entries]
-
-
-def _write(context: Any, data: bytes, first_epoch: int, last_epoch: int, rows: int) -> Entry:
-    return Entry(first_epoch, last_epoch, rows, context.write_blob(data, ".parquet"))
+    return [StoredChanges(inline.read(entry, read_blob)) for entry in entries]
 
 
 def _merge(context: Any, entries: tuple[Entry, ...]) -> Entry:
     """Merge adjacent objects into one."""
     first_epoch, last_epoch = entries[0].first_epoch, entries[-1].last_epoch
-    shares = folded(_open(entries, context.read_blob), base=first_epoch == 1)
-    data = snapshot.encode_shares(shares, first_epoch, last_epoch)
-    return _write(context, data, first_epoch, last_epoch, snapshot.read_header(data).starts[-1])
+    parts = _open(entries, context.read_blob)
+    watermark = snapshot.watermark_of(part.header for part in parts)
+    shares = folded(parts, base=first_epoch == 1)
+    rows, data = snapshot.encode_shares(shares, first_epoch, last_epoch, watermark)
+    return Entry(first_epoch, last_epoch, rows, context.write_blob(data, ".parquet"))

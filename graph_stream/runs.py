@@ -30,6 +30,7 @@ from graph_stream.epoch import combine, combined_hash
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.eventtime import EventTimes
 from graph_stream.graph import PartitionState
+from graph_stream.inline import is_inline
 from graph_stream.namelist import NameList
 from graph_stream.namestore import Dictionary
 from graph_stream.naming import load_table, with_known_numbers
@@ -123,7 +124,8 @@ def snapshot_of(run: Run, epoch: int) -> Iterator[tuple[list[dict[str, Any]], in
         When no such snapshot is kept.
     """
     found = _newest_snapshot(run, epoch)
-    blobs = [entry.blob for state in found for entry in Manifest.from_json(state["entries"]).entries]
+    entries = [entry for state in found for entry in Manifest.from_json(state["entries"]).entries]
+    blobs = [entry.blob for entry in entries if not is_inline(entry)]
     with pin(run.store, run.run_id, blobs):
         # The pin counts only if the epoch is still in the journal now; see exoflow.pins.
         again = open_run(run.run_id, run.store.uri)
@@ -272,7 +274,7 @@ def batch_files(run: Run, epoch: int, scratch: Path) -> Iterator[list[tuple[str,
     with snapshot_of(run, epoch) as (states, base):
         if base == epoch:
             blobs = Blobs(run.store, run.run_id)
-            yield batch_inputs(states, lambda blob: blobs.path(blobs.key(blob)))
+            yield batch_inputs(states, lambda blob: blobs.path(blobs.key(blob)), scratch)
             return
     rebuilt = scratch / "snapshot.parquet"
     rebuilt.write_bytes(snapshot.encode(state_at(run, epoch).capture_all(), 1, epoch))

@@ -7,8 +7,8 @@ from both (design, section 5). A snapshot at an epoch is a base and the deltas a
 
 Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution of the run's first ranking,
 r + 1 of its r-th further one), ``key`` (int64: follower, or vertex) and ``value`` (int64: followed, or
-``c``), sorted by virtual partition of the key, then kind, key, value. The schema's metadata tells format
-version, epochs, and where each virtual partition starts, so that a member reads its share only.
+``c``), sorted by virtual partition of the key, then edges before contributions, then key, value. The schema's
+metadata tells format version, epochs, and where each virtual partition starts, so that a member reads its share only.
 
 With event time there is a column ``time`` (int64, microseconds) more, and the metadata tell the watermark. An
 inserted edge has its time, and is there again when that moves; a deleted one has its tombstone's, null where nothing
@@ -17,10 +17,11 @@ is known of it any more; contributions have null. A base keeps tombstones, which
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from graph_stream.adjacency import Longs
 from graph_stream.algorithms import FORMAT_VERSION
 from graph_stream.eventtime import NEVER
-from graph_stream.ordering import NO_TIMES, Rows, dealt, in_order, merged
+from graph_stream.ordering import NO_TIMES, Ordered, Rows, in_order, merged, ordered
 from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
 
 ROW_GROUP_ROWS = 1 << 15
@@ -39,6 +40,8 @@ ROW_GROUP_ROWS = 1 << 15
 SHARE_ROWS = 1 << 18
 """Rows of all objects together that are folded at a time, about."""
 ALL_SHARES = range(VIRTUAL_PARTITIONS)
+COMPRESSION = "lz4"
+"""Half zstd's time to write and to read, for a few percent more bytes (docs/performance.md)."""
 
 _METADATA_KEY = b"graph_stream.snapshot"
 _SCHEMA = pa.schema(
@@ -185,32 +188,31 @@ def encode(changes: Changes, first_epoch: int, last_epoch: int) -> bytes:
     first_epoch, last_epoch : int
         The epochs it changed in.
     """
-    return encode_shares([changes], first_epoch, last_epoch)
+    return encode_shares([ordered(changes.rows())], first_epoch, last_epoch, changes.watermark)[1]
 
 
-def encode_shares(shares: Iterable[Changes], first_epoch: int, last_epoch: int) -> bytes:
-    """Return changes as one Parquet object, given one after the other by ascending virtual partitions.
+def encode_shares(
+    shares: Iterable[Ordered], first_epoch: int, last_epoch: int, watermark: int | None
+) -> tuple[int, bytes]:
+    """Return how many rows there are and one Parquet object of them, given by ascending virtual partitions.
 
     No more of them than one share is held at a time, beside the object itself.
     """
     starts = np.zeros(VIRTUAL_PARTITIONS + 1, np.int64)
-    shares = iter(shares)
-    first = next(shares, Changes.none())
-    watermark = first.watermark
     schema = _SCHEMA if watermark is None else _TIMED_SCHEMA
-    sink = pa.BufferOutputStream()
+    # Whose bytes are handed over, not copied: a base is as large as the graph.
+    sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
         schema,
-        compression="zstd",
+        compression=COMPRESSION,
         use_dictionary=["kind"],
         column_encoding=dict.fromkeys(schema.names[1:], "DELTA_BINARY_PACKED"),
         write_statistics=False,
         # It would hold the header a second time, which is most of a small epoch's object.
         store_schema=False,
     ) as writer:
-        for changes in itertools.chain([first], shares):
-            rows, starts_in_share = _laid_out(changes)
+        for rows, starts_in_share in shares:
             starts += starts_in_share
             columns = [pa.array(column) for column in rows[:3]]
             if watermark is not None:
@@ -227,18 +229,7 @@ def encode_shares(shares: Iterable[Changes], first_epoch: int, last_epoch: int) 
         if watermark is not None:
             header["watermark"] = watermark
         writer.add_key_value_metadata({_METADATA_KEY.decode(): json.dumps(header, separators=(",", ":"))})
-    return bytes(sink.getvalue())
-
-
-def _laid_out(changes: Changes) -> tuple[Rows, Longs]:
-    """Return rows by virtual partition, and in each by kind, and where each virtual partition starts."""
-    # The order of kinds is that of their numbers.
-    deleted, inserted = _edge_rows(changes)
-    contributions = [_contribution_rows(changes, ranking) for ranking in range(max(changes.rankings, 1))]
-    if changes.watermark is not None:
-        contributions = [part._replace(time=np.full(len(part.key), NEVER)) for part in contributions]
-    first, *further = contributions
-    return dealt([in_order(part) for part in (deleted, first, inserted, *further)])
+    return int(starts[-1]), sink.getvalue()
 
 
 def _group_bounds(starts: Longs) -> list[int]:
@@ -293,8 +284,8 @@ class StoredChanges:
         """Return the number of rows of a range of virtual partitions."""
         return self.header.starts[share.stop] - self.header.starts[share.start]
 
-    def changes(self, share: range) -> Changes:
-        """Return the changes of a range of virtual partitions; only row groups these lie in are decompressed.
+    def read(self, share: range) -> Ordered:
+        """Return the rows of a range of virtual partitions; only row groups these lie in are decompressed.
 
         Raises
         ------
@@ -302,12 +293,13 @@ class StoredChanges:
             If a row group is damaged.
         """
         first, last = self.header.starts[share.start], self.header.starts[share.stop]
-        watermark = self.header.watermark
+        starts = np.clip(self.header.starts, first, last) - first
         if first == last:
-            return replace(Changes.none(), watermark=watermark)
+            return Ordered(_NO_ROWS, starts)
         first_group = int(np.searchsorted(self._group_starts, first, "right")) - 1
         last_group = int(np.searchsorted(self._group_starts, last, "left"))
-        schema = _SCHEMA if watermark is None else _TIMED_SCHEMA
+        timed = self.header.watermark is not None
+        schema = _TIMED_SCHEMA if timed else _SCHEMA
         try:
             table = self._file.read_row_groups(range(first_group, last_group), columns=schema.names)
         except (pa.ArrowException, OSError) as error:
@@ -316,8 +308,8 @@ class StoredChanges:
             raise CorruptSnapshot(message) from error
         table = table.slice(first - int(self._group_starts[first_group]), last - first)
         kind, key, value = (table.column(name).to_numpy() for name in _SCHEMA.names)
-        time = NO_TIMES if watermark is None else table.column("time").fill_null(NEVER).to_numpy()
-        return Changes.of_rows(kind, key, value, time, watermark)
+        time = table.column("time").fill_null(NEVER).to_numpy() if timed else NO_TIMES
+        return in_order(Rows(kind, key, value, time), starts)
 
 
 def _header(file: pq.ParquetFile) -> Header:
@@ -349,25 +341,48 @@ def decode(data: bytes | pa.Buffer, owned: range = ALL_SHARES) -> Changes:
     CorruptSnapshot
         If the bytes are no snapshot this release can read.
     """
-    return StoredChanges(data).changes(owned)
+    stored = StoredChanges(data)
+    return Changes.of_rows(*stored.read(owned).rows, stored.header.watermark)
 
 
-def folded(parts: Sequence[StoredChanges], base: bool, owned: range = ALL_SHARES) -> Iterator[Changes]:
+def folded(parts: Sequence[StoredChanges], *, base: bool, owned: range = ALL_SHARES) -> Iterator[Ordered]:
     """Fold objects of adjacent ranges of epochs into one, share by share, in the order of virtual partitions.
 
-    Shares of a virtual partition are folded as `merge_all` does; no more than one is held at a time.
+    Per edge, and per vertex and ranking, the newest change wins. One share of the result is held at a time.
 
     Parameters
     ----------
     parts : sequence of StoredChanges
         Oldest first. Objects of members, which have no rows in common, may stand in any order.
     base : bool
-        Whether the first one starts at the first epoch.
+        Whether the first one starts at the first epoch. Then there is nothing before for a delete to undo, and
+        deletes, but for tombstones, and zero contributions are dropped.
     owned : range
         Virtual partitions to fold.
     """
     for share in _shares(sum(part.rows(owned) for part in parts), owned):
-        yield merge_all([part.changes(share) for part in parts], base)
+        yield _folded([part.read(share) for part in parts], base=base)
+
+
+def watermark_of(parts: Iterable[Changes | Header]) -> int | None:
+    """Return the newest watermark that any of some changes tell."""
+    return max((part.watermark for part in parts if part.watermark is not None), default=None)
+
+
+def fold(parts: Sequence[Changes], *, base: bool) -> Ordered:
+    """Fold changes of adjacent ranges of epochs, oldest first, into rows; see `folded`."""
+    return _folded([ordered(part.rows()) for part in parts], base=base)
+
+
+def _folded(parts: Sequence[Ordered], *, base: bool) -> Ordered:
+    # What has no rows would not say whether they have times.
+    found = merged([part for part in parts if part.starts[-1]] or [ordered(_NO_ROWS)])
+    if not base:
+        return found
+    kind, _, value, time = found.rows
+    forgotten = kind == -1 if not len(time) else (kind == -1) & (time == NEVER)
+    is_contribution = (kind != 1) & (kind != -1)
+    return found.where(~forgotten & ~(is_contribution & (value == 0)))
 
 
 def _shares(rows: int, owned: range) -> Iterator[range]:
@@ -380,71 +395,6 @@ def _shares(rows: int, owned: range) -> Iterator[range]:
         width //= 2
     for first in range(owned.start - owned.start % width, owned.stop, width):
         yield range(max(first, owned.start), min(first + width, owned.stop))
-
-
-def merge(older: Changes, newer: Changes, base: bool) -> Changes:
-    """Fold two adjacent ranges of epochs into one; see `merge_all`."""
-    return merge_all([older, newer], base)
-
-
-def merge_all(parts: Sequence[Changes], base: bool) -> Changes:
-    """Fold adjacent ranges of epochs into one: per edge and per vertex, the newest change wins.
-
-    Parameters
-    ----------
-    parts : sequence of Changes
-        Of epochs that follow each other, oldest first.
-    base : bool
-        Whether the first one starts at the first epoch. Then there is nothing before for a delete to undo, and
-        deletes, but for tombstones, and zero contributions are dropped.
-    """
-    watermark = max((part.watermark for part in parts if part.watermark is not None), default=None)
-    edges = _newest([rows for part in parts for rows in _edge_rows(part)], by_value=True)
-    is_inserted = edges.kind == 1
-    is_deleted = ~is_inserted
-    if base:
-        is_deleted &= edges.time != NEVER if len(edges.time) else False
-    inserted, deleted = edges.where(is_inserted), edges.where(is_deleted)
-    contributions = []
-    for ranking in range(max((part.rankings for part in parts), default=0)):
-        newest = _newest([_contribution_rows(part, ranking) for part in parts], by_value=False)
-        kept = (newest.value != 0) | (not base)
-        contributions.append((newest.key[kept], newest.value[kept]))
-    return Changes(
-        inserted.key,
-        inserted.value,
-        deleted.key,
-        deleted.value,
-        *Contributions.of_rankings(contributions),
-        inserted.time,
-        deleted.time,
-        watermark,
-    )
-
-
-def _edge_rows(part: Changes) -> tuple[Rows, Rows]:
-    """Return deleted and inserted edges, which have none in common."""
-    deleted = np.full(len(part.deleted_src), -1, np.int8)
-    inserted = np.full(len(part.inserted_src), 1, np.int8)
-    return (
-        Rows(deleted, part.deleted_src, part.deleted_dst, part.deleted_time),
-        Rows(inserted, part.inserted_src, part.inserted_dst, part.inserted_time),
-    )
-
-
-def _contribution_rows(part: Changes, ranking: int) -> Rows:
-    of_ranking = part.ranking == ranking
-    kind = np.full(np.count_nonzero(of_ranking), ranking + 1 if ranking else 0, np.int8)
-    return Rows(kind, part.vertex[of_ranking], part.contribution[of_ranking], NO_TIMES)
-
-
-def _newest(parts: Sequence[Rows], by_value: bool) -> Rows:
-    """Merge rows, oldest first; always the two neighbours that are shortest together, so that few are moved often."""
-    rows = [in_order(part) for part in parts if len(part.key)] or [_NO_ROWS]
-    while len(rows) > 1:
-        at = min(range(len(rows) - 1), key=lambda at: len(rows[at].key) + len(rows[at + 1].key))
-        rows[at : at + 2] = [merged(rows[at], rows[at + 1], by_value)]
-    return rows[0]
 
 
 _NO_ROWS = Rows(np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64), NO_TIMES)

@@ -15,6 +15,9 @@ import pyarrow as pa
 import pytest
 
 import exoflow
+from exoflow.blobs import Blobs
+from exoflow.journal import read_journal
+from exoflow.storage import LocalStore
 from graph_stream import Pipeline, runs
 from graph_stream.certificate import error_bound
 from graph_stream.config import RunConfig
@@ -22,9 +25,11 @@ from graph_stream.epoch import combine
 from graph_stream.errors import ConfigError, EpochNotFound
 from graph_stream.eventtime import NEVER, EventTimes, advanced, microseconds
 from graph_stream.graph import PartitionState
+from graph_stream.inline import is_inline
 from graph_stream.personalization import read_weights
 from graph_stream.pipeline import Progress, resume
 from graph_stream.rounds import alone
+from graph_stream.snapshot import Manifest
 from ingest import EpochReader, open_source, write_rmat
 from spark.session import JavaMissing, require_java
 
@@ -435,3 +440,25 @@ def test_audits_beside_the_stream_hold(rmat, store):
         assert 0 <= batch["mean_relative_drift"] <= batch["max_relative_drift"] <= batch["error_bound"]
         assert batch["error_bound"] == entries[epoch - 1]["row"]["error_bound"]
         assert batch["edges"] == entries[epoch - 1]["row"]["edges"]
+
+
+def test_in_sync_small_epochs_are_one_write_and_nothing_is_left_without_a_name(rmat, store):
+    """The delta rides in the record that the run waits for; the store has it one record later."""
+    Pipeline(rmat, columns="src,dst,op", checkpoint="sync", epoch_edges=200, partitions=2).run(run_id="r", store=store)
+    history = read_journal(LocalStore(store), "r").history
+    states = {
+        record.iteration: Blobs(LocalStore(store), "r").load(record.state)
+        for record in history.committed.values()
+        if record.task.startswith("apply[") and record.state is not None
+    }
+    last = max(states)
+    assert last == 30
+    for epoch, members in states.items():
+        for member in members:
+            entries = Manifest.from_json(member["entries"]).entries
+            assert [is_inline(entry) for entry in entries] == [False] * (len(entries) - 1) + [epoch != last]
+    stored = {key.rsplit("/", 1)[1] for key in LocalStore(store).list("workflows/r/blobs")}
+    assert stored == history.blobs()
+    assert hashes(store) == expected(rmat, columns="src,dst,op", epoch_edges=200).hashes
+    for epoch in (last - 1, last):
+        assert runs.state_at(runs.open_run("r", store), epoch).epoch == epoch

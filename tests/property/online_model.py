@@ -19,7 +19,7 @@ from graph_stream.eventtime import NEVER, EventTimes
 from graph_stream.graph import PartitionState
 from graph_stream.ownership import virtual_range
 from graph_stream.rounds import Exchange, run_members, together
-from graph_stream.snapshot import Changes, decode, encode
+from graph_stream.snapshot import Changes, decode, encode, fold, watermark_of
 
 Record = tuple[int, int, int]
 MASK = 2**64 - 1
@@ -205,6 +205,11 @@ class Run:
 def base_of(run: Run) -> bytes:
     """Return the state of all members as one snapshot object."""
     return encode(joined([state.capture_all() for state in run.states]), 1, run.epoch)
+
+
+def merge(older: Changes, newer: Changes, base: bool) -> Changes:
+    """Fold two adjacent ranges of epochs into one."""
+    return Changes.of_rows(*fold([older, newer], base=base).rows, watermark_of([older, newer]))
 
 
 def joined(parts: Sequence[Changes]) -> Changes:

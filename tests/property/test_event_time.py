@@ -17,7 +17,7 @@ from graph_stream.algorithms import Parameters
 from graph_stream.epoch import combine
 from graph_stream.eventtime import EventTime
 from graph_stream.graph import InvariantViolated, PartitionState
-from graph_stream.snapshot import Changes, decode, encode, merge
+from graph_stream.snapshot import Changes, decode, encode
 from graph_stream.wheel import BUCKETS, file, unfile
 from tests.property.online_model import (
     Run,
@@ -26,6 +26,7 @@ from tests.property.online_model import (
     base_of,
     exact_influence,
     joined,
+    merge,
     restored,
 )
 from tests.property.test_online_oracle_shapes import influence_by_networkx

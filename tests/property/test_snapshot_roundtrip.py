@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph_stream.epoch import combine
-from graph_stream.snapshot import Changes, Entry, Manifest, decode, encode, merge, plan_compaction
-from tests.property.online_model import Model, Record, Run, joined, parameters, random_stream, restored, streams
+from graph_stream.snapshot import Changes, Entry, Manifest, decode, encode, plan_compaction
+from tests.property.online_model import Model, Record, Run, joined, merge, parameters, random_stream, restored, streams
 
 ALL = range(256)
 

@@ -18,8 +18,8 @@ from graph_stream.epoch import combine
 from graph_stream.eventtime import GREATEST_TIME, NEVER, EventTime, EventTimes, advanced, in_seconds, microseconds
 from graph_stream.graph import PartitionState
 from graph_stream.rounds import alone
-from graph_stream.snapshot import Changes, decode, encode, merge, read_header
-from tests.property.online_model import Run
+from graph_stream.snapshot import Changes, decode, encode, read_header
+from tests.property.online_model import Run, merge
 
 WINDOW = Parameters(event_time=EventTime(window=10))
 

@@ -5,38 +5,46 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graph_stream.ordering import NO_TIMES, SHORT_RUN, Rows, dealt, in_order, merged
+from graph_stream.ordering import NO_TIMES, SHORT_RUN, Ordered, Rows, in_order, merged, ordered
 from graph_stream.ownership import virtual_partition
+
+Subject = tuple[int, ...]
+KINDS = (-1, 0, 1, 2, 3)
 
 
 def some_rows(n: int, keys: int, seed: int, timed: bool = False) -> Rows:
     random = np.random.default_rng(seed)
     key, value = random.integers(-keys, keys, n), random.integers(-3, 3, n)
-    kind = random.integers(-1, 2, n).astype(np.int8)
+    kind = random.choice(KINDS, n).astype(np.int8)
     return Rows(kind, key, value, random.integers(0, 2**60, n) if timed else NO_TIMES)
 
 
-def subjects(rows: Rows, by_value: bool) -> dict[tuple[int, ...], tuple[int, ...]]:
-    found = {}
+def class_of(kind: int) -> int:
+    return {-1: 0, 1: 0, 0: 1}.get(kind, kind)
+
+
+def subject_of(kind: int, key: int, value: int) -> Subject:
+    return (0, key, value) if class_of(kind) == 0 else (class_of(kind), key)
+
+
+def subjects(rows: Rows) -> dict[Subject, tuple[int, ...]]:
+    """Return each subject's newest row."""
     columns = [column.tolist() for column in rows if len(column)]
-    for kind, key, value, *time in zip(*columns, strict=True):
-        found[(key, value) if by_value else (key,)] = (kind, value, *time)
-    return found
+    return {subject_of(*row[:3]): row for row in zip(*columns, strict=True)}
 
 
-def of_subjects(found: dict[tuple[int, ...], tuple[int, ...]]) -> Rows:
-    return Rows(
-        np.array([row[0] for row in found.values()], np.int8),
-        np.array([subject[0] for subject in found], np.int64),
-        np.array([row[1] for row in found.values()], np.int64),
-        np.array([time for row in found.values() for time in row[2:]], np.int64),
-    )
+def of_subjects(found: dict[Subject, tuple[int, ...]], timed: bool) -> Rows:
+    columns = list(zip(*found.values(), strict=True)) or [()] * (4 if timed else 3)
+    kind, key, value, time = (*columns, ()) if len(columns) == 3 else columns
+    return Rows(np.array(kind, np.int8), *(np.array(column, np.int64) for column in (key, value, time)))
 
 
-def is_in_order(rows: Rows) -> bool:
-    shares = virtual_partition(rows.key).tolist()
-    found = list(zip(shares, rows.key.tolist(), rows.value.tolist(), strict=True))
-    return found == sorted(found)
+def assert_in_order(found: Ordered) -> None:
+    shares = virtual_partition(found.rows.key).tolist()
+    rows = zip(*(column.tolist() for column in found.rows[:3]), strict=True)
+    places = [(share, *subject_of(*row)) for share, row in zip(shares, rows, strict=True)]
+    assert places == sorted(places)
+    assert found.starts.tolist() == np.searchsorted(shares, np.arange(257)).tolist()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, SHORT_RUN - 1, SHORT_RUN, SHORT_RUN + 1, 1_000, 20_000])
@@ -44,43 +52,49 @@ def is_in_order(rows: Rows) -> bool:
 @pytest.mark.parametrize("timed", [False, True])
 def test_rows_are_ordered_and_equal_ones_stay_as_they_were(n, keys, timed):
     rows = some_rows(n, keys, n, timed)
-    order = np.lexsort((rows.value, rows.key, virtual_partition(rows.key)))
-    for found, wanted in zip(in_order(rows), rows, strict=True):
-        assert np.array_equal(found, wanted[order] if len(wanted) else wanted)
+    classes = np.array([class_of(kind) for kind in rows.kind.tolist()], int)
+    order = np.lexsort((rows.value, rows.key, classes, virtual_partition(rows.key)))
+    found = ordered(rows)
+    for column, wanted in zip(found.rows, rows, strict=True):
+        assert np.array_equal(column, wanted[order] if len(wanted) else wanted)
+    assert_in_order(found)
 
 
 def test_rows_in_order_are_not_copied():
-    rows = in_order(some_rows(500, 40, seed=1))
-    assert in_order(rows) is rows
+    found = ordered(some_rows(500, 40, seed=1))
+    assert in_order(*found).rows is found.rows
 
 
-@pytest.mark.parametrize("by_value", [False, True])
-@pytest.mark.parametrize(("older_rows", "newer_rows"), [(0, 0), (0, 50), (50, 0), (300, 300), (3_000, 10)])
-@pytest.mark.parametrize("timed", [False, True])
-def test_of_two_rows_about_one_subject_the_newer_stays(by_value, older_rows, newer_rows, timed):
-    older = subjects(some_rows(older_rows, 200, 2, timed), by_value)
-    newer = subjects(some_rows(newer_rows, 200, 3, timed), by_value)
-    if min(older_rows, newer_rows) >= 300:
-        assert older.keys() & newer.keys()
-    found = merged(in_order(of_subjects(older)), in_order(of_subjects(newer)), by_value)
-    assert subjects(found, by_value) == older | newer
-    assert len(found.key) == len(older | newer)
-    assert is_in_order(found)
-
-
-@pytest.mark.parametrize("timed", [False, True])
-def test_parts_are_joined_by_virtual_partition_part_after_part(timed):
-    parts = [
-        in_order(Rows(np.full(n, number, np.int8), *some_rows(n, 10_000, number, timed)[1:]))
-        for number, n in enumerate((700, 0, 30))
-    ]
-    rows, starts = dealt(parts)
+@pytest.mark.parametrize("wrong", ["class", "key", "value"])
+def test_rows_in_another_order_are_put_in_order(wrong):
+    rows = some_rows(5_000, 40, seed=1)
     share = virtual_partition(rows.key)
-    assert starts[0] == 0
-    assert starts[-1] == len(rows.key) == 730
-    found = list(zip(share.tolist(), *(column.tolist() for column in rows[:3]), strict=True))
-    assert found == sorted(found)
-    if timed:
-        assert sorted(rows.time.tolist()) == sorted(time for part in parts for time in part.time.tolist())
-    for virtual in range(256):
-        assert set(share[starts[virtual] : starts[virtual + 1]].tolist()) <= {virtual}
+    columns = {"class": rows.kind, "key": -rows.key, "value": -rows.value}
+    order = np.lexsort((rows.value, rows.key, columns[wrong], share))
+    found = in_order(rows.where(order), np.searchsorted(share[order], np.arange(257)))
+    assert_in_order(found)
+    assert sorted(zip(*found.rows[:3], strict=True)) == sorted(zip(*rows[:3], strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(0, 0), (0, 50), (50, 0), (300, 300), (3_000, 10), (10, 0, 500, 70, 300)])
+@pytest.mark.parametrize("timed", [False, True])
+def test_of_rows_about_one_subject_the_newest_stays(lengths, timed):
+    parts = [subjects(some_rows(length, 200, seed, timed)) for seed, length in enumerate(lengths)]
+    wanted: dict[Subject, tuple[int, ...]] = {}
+    for part in parts:
+        wanted |= part
+    assert len(wanted) < sum(len(part) for part in parts) or min(lengths) < 300
+    found = merged([ordered(of_subjects(part, timed)) for part in parts])
+    assert subjects(found.rows) == wanted
+    assert len(found.rows.key) == len(wanted)
+    assert_in_order(found)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_chosen_rows_know_where_their_virtual_partitions_start(timed):
+    whole = ordered(some_rows(3_000, 10_000, 5, timed))
+    chosen = whole.rows.value > 0
+    found = whole.where(chosen)
+    for column, of_whole in zip(found.rows, whole.rows, strict=True):
+        assert np.array_equal(column, of_whole[chosen] if len(of_whole) else of_whole)
+    assert_in_order(found)

@@ -99,6 +99,7 @@ def throughput(folder: Path, options: argparse.Namespace) -> None:
             Goal("run async / reference kernel", ratio, at_least=0.6),
             Goal("run async / reference kernel, the aim", ratio, at_least=1.0),
             Goal("run async / plain Python", over_plain, at_least=20.0),
+            Goal("run async / run none", _ratio(figures["run async"], figures["run none"]), at_least=0.88),
         ]
     )
     write(options.out / "throughput.parquet", rates(figures))

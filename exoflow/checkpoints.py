@@ -193,13 +193,15 @@ class Checkpoints(Progress):
             finished_at=report.finished_at,
         )
 
+    def _may_be_appended(self, task: TaskState) -> bool:
+        """Whether a task's record may be appended now, given those before it that may."""
+        return self._confirmed(task) and self._ancestors_written(task)
+
     def _take_ready(self) -> list[Record]:
         """Return the records that may be appended now, and note that they are being written."""
         records: list[Record] = []
         for task in sorted(self._ready.values(), key=lambda task: task.order):
-            if not self._confirmed(task):
-                continue
-            if not self._ancestors_written(task):
+            if not self._may_be_appended(task):
                 continue
             if task.snapshot is Durability.READY and task.snapshot_record is not None:
                 task.snapshot = Durability.WRITING

@@ -33,13 +33,17 @@ from exoflow.messages import (
     StateDamaged,
     StopActor,
     ValueLost,
+    Wake,
     Woken,
 )
+from exoflow.options import Checkpoint
 from exoflow.plan import Plan
-from exoflow.progress import SETTLED, ActorState, Durability, Phase, TaskState, durable_state
+from exoflow.progress import SETTLED, ActorState, Durability, LoopState, Phase, TaskState, durable_state
 from exoflow.records import Cleared, Committed, Finished, History, Intended, Record, Status, newest_states
 from exoflow.retention import FOLD_EVERY
 
+RIDE_SECONDS = 0.05
+"""How long what nobody waits for may wait for a carry that somebody does, to go into one object with it."""
 MAX_LOSSES = 3
 MAX_REFUSALS = 20
 
@@ -77,6 +81,7 @@ class WorkflowState(Doubts):
         self._refusals: dict[str, int] = {}
         self._writing: list[Record] | None = None
         self._writing_fold = False
+        self._riding_since: float | None = None
         self._rollback_reason: str | None = None
         self._buffered: list[Event] = []
         self._finishing = False
@@ -392,8 +397,9 @@ class WorkflowState(Doubts):
     # --- the journal ------------------------------------------------------------------------------------
 
     def _append_what_is_ready(self) -> None:
-        if self._writing is not None:
+        if self._writing is not None or self._rides_along():
             return
+        self._riding_since = None
         records: list[Record] = [*self._pending_cleared]
         if self._ending is None:
             records += [intent for intent in self._pending_intents if intent.task in self._tasks]
@@ -410,6 +416,45 @@ class WorkflowState(Doubts):
         self._writing, self._writing_fold = records, fold
         content = (*self._history.records(), *records) if fold else tuple(records)
         self._out.append(Append(content, fold))
+
+    def _rides_along(self) -> bool:
+        """Whether all that may be appended shall wait for the carry of its loop, which is due and then waited for.
+
+        An append of its own would be under way when the carry comes, and make that wait for two.
+        """
+        if not self._ready or self._pending_cleared or self._pending_intents or self._ending is not None:
+            return False
+        carries = {loop.spec.id: carry for loop in self._loops.values() if (carry := self._awaited_carry(loop))}
+        if not carries:
+            return False
+        possible = {task.id: task for task in self._ready.values() if self._may_be_appended(task)}
+        if any(self._goes_with(carry, possible) for carry in carries.values()):
+            return False
+        waits = (
+            task.options.checkpoint is Checkpoint.ASYNC and task.spec.loop in carries for task in possible.values()
+        )
+        if not all(waits):
+            return False
+        if self._riding_since is None:
+            self._riding_since = self._now
+            self._out += [Wake(carry.id, RIDE_SECONDS) for carry in carries.values()]
+        return 0 <= self._now - self._riding_since < RIDE_SECONDS
+
+    def _awaited_carry(self, loop: LoopState) -> TaskState | None:
+        """Return a carry of the loop that is due, and whose commit the next iteration waits for."""
+        for iteration in loop.iterations.values():
+            carry = self._tasks[iteration.carry]
+            due = carry.phase in (Phase.RUNNING, Phase.PRODUCED) and carry.durability < Durability.WRITING
+            if due and carry.options.checkpoint is Checkpoint.SYNC:
+                return carry
+        return None
+
+    def _goes_with(self, carry: TaskState, possible: Mapping[str, TaskState]) -> bool:
+        """Whether a carry may be appended once some others are."""
+        if carry.durability is not Durability.READY or not self._confirmed(carry):
+            return False
+        ancestors = (self._tasks.get(name) for name in carry.wanted_ancestors if name not in possible)
+        return all(ancestor is None or ancestor.durability >= Durability.WRITING for ancestor in ancestors)
 
     def _last_records(self) -> list[Record]:
         """Return what ends the workflow, once nothing is left to do."""

@@ -179,7 +179,7 @@ class Appended:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Woken:
-    """The pause before a retry is over."""
+    """The pause before a task's retry is over, or what is ready in a loop has waited long enough."""
 
     task: str
 

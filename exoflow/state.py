@@ -437,7 +437,8 @@ class WorkflowState(Doubts):
             return False
         if self._riding_since is None:
             self._riding_since = self._now
-            self._out += [Wake(carry.id, RIDE_SECONDS) for carry in carries.values()]
+            # Named by the loop: a task's own wake would end the pause before its retry.
+            self._out += [Wake(loop, RIDE_SECONDS) for loop in carries]
         return 0 <= self._now - self._riding_since < RIDE_SECONDS
 
     def _awaited_carry(self, loop: LoopState) -> TaskState | None:

@@ -19,7 +19,10 @@ from exoflow.state import RIDE_SECONDS, WorkflowState
 OUTPUT = Value.inline(Encoded("json", b"1"))
 
 
-@exoflow.task(deterministic=True, retries=0)
+BACKOFF_SECONDS = 30.0
+
+
+@exoflow.task(deterministic=True, retries=1, backoff=BACKOFF_SECONDS)
 def step(*_: Any) -> int:
     return 1
 
@@ -126,5 +129,20 @@ def test_nothing_waits_for_a_carry_that_nobody_waits_for(mode):
 def test_a_workflow_that_fails_does_not_wait():
     bench = Bench()
     bench.produce("before[1]")
-    bench.tell(Failed("carry[1]", bench.running["carry[1]"], "Boom"))
+    bench.tell(Failed("carry[1]", bench.running["carry[1]"], "Boom", no_retry=True))
     assert "before[1]" in bench.written()
+
+
+def test_the_end_of_the_wait_does_not_end_the_pause_before_a_retry():
+    bench = Bench()
+    for task in ("before[1]", "beside[1]"):
+        bench.produce(task)
+    attempt = bench.running["carry[1]"]
+    bench.tell(Failed("carry[1]", attempt, "Boom"))
+    ride, pause = bench.wakes
+    assert (ride.seconds, pause.seconds) == (RIDE_SECONDS, BACKOFF_SECONDS)
+    bench.now += RIDE_SECONDS
+    bench.tell(Woken(ride.task))
+    assert bench.running["carry[1]"] == attempt
+    bench.tell(Woken(pause.task))
+    assert bench.running["carry[1]"] > attempt

@@ -175,11 +175,17 @@ def connection_options(kafka: KafkaUri) -> dict[str, Any]:
     return {**options, "kafka_client": _net_client}
 
 
+FIRST_CONNECT_SECONDS = 0.4
+"""How long a first connection may take to be made and let in before the next is tried, which may take longer."""
+CONNECT_GROWTH = 1.25
+
+
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
     """Connections that tell who refuses them, which the library means to, and forgets (kafka-python 3.0.12)."""
 
     def __init__(self, net: NetworkSelector, **options: Any) -> None:
         self._refusals: dict[Any, Exception] = {}
+        self._tries = 0
         super().__init__(net, **options)
 
     def get_connection(self, node_id: Any, timeout_ms: float | None = None, **options: Any) -> Any:
@@ -188,7 +194,10 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]
         is_new = node_id not in self._conns
         if timeout_ms is not None:
             # Who is refused over TLS is now and then not told, but cut off without noticing.
-            timeout_ms = min(timeout_ms, BOOTSTRAP_SECONDS * 1000)
+            # So the first tries are short, and many.
+            seconds = min(BOOTSTRAP_SECONDS, FIRST_CONNECT_SECONDS * CONNECT_GROWTH**self._tries)
+            timeout_ms = min(timeout_ms, seconds * 1000)
+            self._tries += is_new
         connection = super().get_connection(node_id, timeout_ms, **options)
         if is_new:
             connection.init_future.add_errback(lambda error: self._note(node_id, error))

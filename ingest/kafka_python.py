@@ -175,9 +175,8 @@ def connection_options(kafka: KafkaUri) -> dict[str, Any]:
     return {**options, "kafka_client": _net_client}
 
 
-FIRST_CONNECT_SECONDS = 0.4
-"""How long a first connection may take to be made and let in before the next is tried, which may take longer."""
-CONNECT_GROWTH = 1.25
+QUICK_CONNECT_SECONDS = 0.4
+"""How long every other connection may take to be made and let in; those between may take all the time there is."""
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
@@ -194,8 +193,8 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]
         is_new = node_id not in self._conns
         if timeout_ms is not None:
             # Who is refused over TLS is now and then not told, but cut off without noticing.
-            # So the first tries are short, and many.
-            seconds = min(BOOTSTRAP_SECONDS, FIRST_CONNECT_SECONDS * CONNECT_GROWTH**self._tries)
+            # So there are many tries, and after each short one a long one for brokers that are slow.
+            seconds = BOOTSTRAP_SECONDS if self._tries % 2 else QUICK_CONNECT_SECONDS
             timeout_ms = min(timeout_ms, seconds * 1000)
             self._tries += is_new
         connection = super().get_connection(node_id, timeout_ms, **options)

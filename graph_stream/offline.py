@@ -199,6 +199,7 @@ class Batches:
         output = context.object_path(output_name(epoch, options, ranking))
         assert output is not None
         key = context.idempotency_key if ranking == 0 else f"{context.idempotency_key}-{ranking}"
-        inputs = batch_inputs(states, context.blob_path, Path(self._scratch.name))
         names = [] if reader is None else name_inputs(Dictionary.from_json(reader["names"]), context.blob_path)
-        return compute_exact(self._steps, inputs, output, key, options.parameters()[ranking], names)
+        with tempfile.TemporaryDirectory(dir=self._scratch.name) as scratch:
+            inputs = batch_inputs(states, context.blob_path, Path(scratch))
+            return compute_exact(self._steps, inputs, output, key, options.parameters()[ranking], names)

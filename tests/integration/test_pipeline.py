@@ -423,14 +423,16 @@ def test_old_epochs_leave_the_store_but_not_the_history(messages, store):
 
 
 @pytest.mark.java
-def test_audits_beside_the_stream_hold(rmat, store):
+# In sync an epoch's newest object has no file of its own.
+@pytest.mark.parametrize("checkpoint", ["async", "sync"])
+def test_audits_beside_the_stream_hold(checkpoint, rmat, store):
     try:
         require_java()
     except JavaMissing as error:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
-    Pipeline(rmat, batch_every=6, **RMAT).run(run_id="r", store=store)
+    Pipeline(rmat, batch_every=6, checkpoint=checkpoint, **RMAT).run(run_id="r", store=store)
     entries = runs.open_run("r", store).entries
     assert hashes(store) == expected(rmat, **RMAT).hashes
     batches = {entry["epoch"]: entry["batch"] for entry in entries if entry["batch"] is not None}

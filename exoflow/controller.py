@@ -6,6 +6,8 @@ in order and may take long: archive, append, collect. A third thread beats the h
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import logging
 import queue
 import threading
@@ -121,6 +123,7 @@ class Controller:
             raise
         self._events: queue.SimpleQueue[Event | Told | BaseException] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[Archive | Append | Collect | None] = queue.SimpleQueue()
+        self._wakes: list[tuple[float, str]] = []
         self._end: Complete | None = None
 
     @property
@@ -158,7 +161,7 @@ class Controller:
         while self._end is None:
             if self._events.empty():
                 executor.pump()
-            event = self._events.get()
+            event = self._next_event()
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, Told):
@@ -172,6 +175,17 @@ class Controller:
                 self._observer.produced(event)
             for instruction in self._state.apply(event, time.time()):
                 self._obey(instruction, executor)
+
+    def _next_event(self) -> Event | Told | BaseException:
+        """Return what happens next: something that was told, or a moment that the core asked to be woken at."""
+        while self._wakes:
+            seconds, task = self._wakes[0][0] - time.monotonic(), self._wakes[0][1]
+            if seconds <= 0:
+                heapq.heappop(self._wakes)
+                return Woken(task)
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=seconds)
+        return self._events.get()
 
     def _obey(self, instruction: Instruction, executor: RayExecutor) -> None:
         match instruction:
@@ -188,9 +202,7 @@ class Controller:
             case Release():
                 executor.release(instruction.task, instruction.attempt)
             case Wake():
-                timer = threading.Timer(instruction.seconds, self._events.put, [Woken(instruction.task)])
-                timer.daemon = True
-                timer.start()
+                heapq.heappush(self._wakes, (time.monotonic() + instruction.seconds, instruction.task))
             case Complete():
                 self._end = instruction
             case Append() | Archive() | Collect():

@@ -123,9 +123,7 @@ class MemberHost:
         exchange = self._exchange if spec.replicas is not None and spec.members > 1 else None
         store = worker.store_at(store_uri)
         references = RayReferences(workflow_id, store_uri)
-        self._member = worker.Member(
-            spec, workflow_id, store, index, restore, exchange, self._writer.submit, references, hints, self._tell
-        )
+        self._member = worker.Member(spec, workflow_id, store, index, restore, exchange, references, hints, self._tell)
 
     async def start(self, peers: list[Any]) -> str | None:
         """Learn who the other members are, then make the user's object; tell if its stored state is damaged."""
@@ -155,8 +153,8 @@ class MemberHost:
         return value, wire.pack(outcome)
 
     async def persist(self, attempt: int) -> Value | Failure:
-        """Make durable the state that a call captured."""
-        return await self._loop.run_in_executor(None, self._member.persist, attempt)
+        """Make durable the state that a call captured. Asked for once its answer has arrived, so as not to delay it."""
+        return await self._loop.run_in_executor(self._writer, self._member.persist, attempt)
 
     async def deliver(self, sender: int, number: int, message: Any) -> None:
         """Take a message of another member; Ray may deliver two of them the other way round."""

@@ -43,7 +43,7 @@ from exoflow.records import Cleared, Committed, Finished, History, Intended, Rec
 from exoflow.retention import FOLD_EVERY
 
 RIDE_SECONDS = 0.05
-"""How long what nobody waits for may wait for a carry that somebody does, to go into one object with it."""
+"""How long an `async` record may wait for its loop's next carry, to go into one object with it."""
 MAX_LOSSES = 3
 MAX_REFUSALS = 20
 
@@ -418,13 +418,14 @@ class WorkflowState(Doubts):
         self._out.append(Append(content, fold))
 
     def _rides_along(self) -> bool:
-        """Whether all that may be appended shall wait for the carry of its loop, which is due and then waited for.
+        """Whether all that may be appended shall wait for the carry of its loop, which is due.
 
-        An append of its own would be under way when the carry comes, and make that wait for two.
+        An append of its own would cost as much as one for both, and be under way when the carry comes, which in sync
+        somebody waits for.
         """
         if not self._ready or self._pending_cleared or self._pending_intents or self._ending is not None:
             return False
-        carries = {loop.spec.id: carry for loop in self._loops.values() if (carry := self._awaited_carry(loop))}
+        carries = {loop.spec.id: carry for loop in self._loops.values() if (carry := self._due_carry(loop))}
         if not carries:
             return False
         possible = {task.id: task for task in self._ready.values() if self._may_be_appended(task)}
@@ -441,12 +442,12 @@ class WorkflowState(Doubts):
             self._out += [Wake(loop, RIDE_SECONDS) for loop in carries]
         return 0 <= self._now - self._riding_since < RIDE_SECONDS
 
-    def _awaited_carry(self, loop: LoopState) -> TaskState | None:
-        """Return a carry of the loop that is due, and whose commit the next iteration waits for."""
+    def _due_carry(self, loop: LoopState) -> TaskState | None:
+        """Return the first carry of the loop that is being made, or made durable."""
         for iteration in loop.iterations.values():
             carry = self._tasks[iteration.carry]
             due = carry.phase in (Phase.RUNNING, Phase.PRODUCED) and carry.durability < Durability.WRITING
-            if due and carry.options.checkpoint is Checkpoint.SYNC:
+            if due and carry.options.checkpoint is not Checkpoint.NONE:
                 return carry
         return None
 

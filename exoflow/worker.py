@@ -7,7 +7,7 @@ values of the report, not exceptions, so that a consumer that was chained to a f
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
 import contextlib
 import contextvars
 import dataclasses
@@ -473,7 +473,6 @@ class Member:
         index: int,
         restore: Value | None,
         exchange: Exchange | None,
-        defer: Callable[[Callable[[], Value]], concurrent.futures.Future[Value]] | None = None,
         references: References | None = None,
         hints: Mapping[str, Any] | None = None,
         tell: Callable[[str], None] | None = None,
@@ -489,8 +488,8 @@ class Member:
         self._object: Any = None
         self._start_error: str | None = None
         self._failed = False
-        self._captured: dict[int, Callable[[], Value]] = {}
-        self._defer = defer
+        self._captured: collections.deque[tuple[int, Callable[[], Value]]] = collections.deque()
+        self._durable: dict[int, Value | Failure] = {}
         self._hints = hints or {}
         self.token = "" if restore is None else "restored"
         # Imported before anything else runs here: arguments of calls are unpickled in a thread of their own, and
@@ -565,11 +564,21 @@ class Member:
         return value, dataclasses.replace(report, state=state)
 
     def persist(self, attempt: int) -> Value | Failure:
-        """Make durable the state that a call captured."""
-        return _durable_or_failure(self._captured.pop(attempt), self.blobs)
+        """Make durable the state that a call captured, and before it those of earlier calls: each adds to the last.
+
+        Calls may go on meanwhile, in another thread; of this there is one at a time.
+        """
+        while attempt not in self._durable:
+            earlier, make_durable = self._captured.popleft()
+            self._durable[earlier] = _durable_or_failure(make_durable, self.blobs)
+        return self._durable.pop(attempt)
 
     def _capture(self, attempt: int) -> Value | None:
-        """Capture the state; return it if it is small, else let it become durable behind the call."""
+        """Capture the state; return it if it is small, else keep it for `persist`.
+
+        It becomes durable when the owner asks for it, which is when the answer has left this process: begun here,
+        it would hold that up.
+        """
         captured = self._object.capture()
         persist = getattr(self._object, "persist", None)
         if persist is None and self._spec.members == 1:
@@ -581,8 +590,7 @@ class Member:
             with _running(self._context("persist")):
                 return self.blobs.durable(captured if persist is None else persist(captured))
 
-        # Begun here and not when it is asked for, so that snapshots become durable in the order of calls.
-        self._captured[attempt] = make_durable if self._defer is None else self._defer(make_durable).result
+        self._captured.append((attempt, make_durable))
         return None
 
     def _raise_start_error(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from exoflow.plan import ActorSpec
 from exoflow.records import Value
 from exoflow.storage import Store
-from exoflow.worker import Job, Member, Outcome
+from exoflow.worker import Failure, Job, Member, Outcome
 
 Turn = tuple[int, int]
 Post = Callable[[int, Turn, Any], None]
@@ -64,6 +64,10 @@ class TalkingMember(Member):
             self._object = before
             self.suspended = True
             raise
+
+    def lose_persisted(self, error: str) -> None:
+        """Have failed to make durable what nobody has asked for yet: it was written with what could not be."""
+        self._durable = dict.fromkeys(self._durable, Failure(error))
 
     def waits(self) -> bool:
         """Whether the call that was broken off last would have to wait again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -146,6 +147,8 @@ class _Actor:
     spec: ActorSpec
     incarnation: int
     members: list[TalkingMember]
+    to_persist: deque[Callable[[], None]] = dataclasses.field(default_factory=deque)
+    """What becomes durable one after the other; the first is under way."""
 
 
 class Workers(Process):
@@ -404,7 +407,14 @@ class Workers(Process):
         known = self._actors.get(actor or "") if order.state else None
         if order.state and known is None:
             return
-        self._world.later(self, partial(self._persist, order, output, known), seconds=self._world.delay())
+        begin = partial(self._persist, order, output, known)
+        if known is None:
+            self._world.later(self, begin, seconds=self._world.delay())
+            return
+        # A member has one thread for this.
+        known.to_persist.append(begin)
+        if len(known.to_persist) == 1:
+            self._world.later(self, begin, seconds=self._world.delay())
 
     def _persist(self, order: Persist, output: Output | None, known: _Actor | None) -> None:
         if known is not None and not all(member.alive for member in known.members):
@@ -419,15 +429,19 @@ class Workers(Process):
             member.blobs = Blobs(view, self._workflow_id)
             states.append(member.persist(order.attempt))
         failures = [made.error for made in (*outputs, *states) if isinstance(made, Failure)]
-        if failures:
-            self._tell(PersistFailed(*name, failures[0]))
-            return
         of_group = known is not None and known.spec.replicas is not None
         whole = _joined(outputs, grouped=output is not None and output.grouped), _joined(states, grouped=of_group)
         event = Persisted(*name, *whole)
 
         def written(error: StorageUnavailable | None) -> None:
-            self._tell(event if error is None else PersistFailed(*name, str(error)))
+            reasons = [*failures, *([] if error is None else [str(error)])]
+            self._tell(PersistFailed(*name, reasons[0]) if reasons else event)
+            if known is not None:
+                for member in known.members if error is not None else ():
+                    member.lose_persisted(str(error))
+                known.to_persist.popleft()
+                if known.to_persist:
+                    self._world.later(self, known.to_persist[0], seconds=self._world.delay())
 
         self._write(view, written)
 

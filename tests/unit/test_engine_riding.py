@@ -1,4 +1,4 @@
-"""What nobody waits for goes into one object with a carry that somebody waits for, if that is due."""
+"""What nobody waits for goes into one object with its loop's next carry, if that is due."""
 
 from __future__ import annotations
 
@@ -79,8 +79,9 @@ class Bench:
         self.tell(Appended(self.now))
 
 
-def test_records_wait_for_the_carry_that_is_due_and_go_with_it():
-    bench = Bench()
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_records_wait_for_the_carry_that_is_due_and_go_with_it(mode):
+    bench = Bench(mode)
     bench.produce("beside[1]")
     bench.produce("before[1]")
     assert not bench.written()
@@ -119,9 +120,8 @@ def test_a_clock_that_goes_back_makes_nobody_wait():
     assert bench.written() == ["before[1]"]
 
 
-@pytest.mark.parametrize("mode", ["async", "none"])
-def test_nothing_waits_for_a_carry_that_nobody_waits_for(mode):
-    bench = Bench(mode)
+def test_nothing_waits_for_a_carry_that_is_not_kept():
+    bench = Bench("none")
     bench.produce("before[1]")
     assert bench.written() == ["before[1]"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import exoflow
-from exoflow.codec import encode
+from exoflow.codec import Encoded, decode, encode
 from exoflow.plan import build
 from exoflow.storage import MemoryStore
 from exoflow.worker import Failure, Job, Member, run_task
@@ -45,6 +45,56 @@ def test_code_that_cannot_be_imported_is_told_by_the_first_call(actor_module, mo
     assert isinstance(outcome, Failure)
     assert "could not be started" in outcome.error
     assert actor_module in outcome.error
+
+
+@exoflow.actor
+class Ledger:
+    """Tells when it is captured, and when that is made durable."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self) -> int:
+        self.total += 1
+        return self.total
+
+    def capture(self) -> int:
+        HAPPENED.append(f"captured {self.total}")
+        return self.total
+
+    def persist(self, captured: int) -> int:
+        HAPPENED.append(f"persisted {captured}")
+        return captured
+
+    def restore(self, total: int) -> None:
+        self.total = total
+
+
+HAPPENED: list[str] = []
+
+
+@pytest.fixture
+def ledger() -> Member:
+    """Return a member whose first three calls, attempts 1 to 3, have returned."""
+    HAPPENED.clear()
+    (spec,) = build(Ledger.bind().add.bind()).actors
+    member = Member(spec, "w", MemoryStore(), 0, None, None)
+    assert member.start() is None
+    for attempt in (1, 2, 3):
+        call = Job("w", "", "add", attempt, 0, "", False, encode([[], {}]), (), method="add", capture=True)
+        value, _ = member.call(call, ())
+        assert value == attempt
+    return member
+
+
+def test_a_call_returns_before_its_state_begins_to_become_durable(ledger):
+    assert HAPPENED == ["captured 1", "captured 2", "captured 3"]
+
+
+def test_states_become_durable_in_the_order_of_calls_whatever_is_asked_for_first(ledger):
+    values = {attempt: ledger.persist(attempt) for attempt in (2, 1, 3)}
+    assert HAPPENED[3:] == ["persisted 1", "persisted 2", "persisted 3"]
+    assert [decode(Encoded(values[attempt].codec, values[attempt].data)) for attempt in (1, 2, 3)] == [1, 2, 3]
 
 
 @exoflow.task(catch_exceptions=True, retries=5)

@@ -107,6 +107,12 @@ class PartitionState:
         return int(self._storage.counters[OWNED])
 
     @property
+    def rows(self) -> int:
+        """Rows of a base of this state: edges, tombstones, and at most a contribution per vertex and ranking."""
+        dead = int(self._adjacency.tombstones.counters[tombstones.LIVE])
+        return self.edges + dead + self.vertices * len(self.rankings)
+
+    @property
     def edges(self) -> int:
         """Edges whose follower is owned."""
         return int(self._storage.counters[EDGES])

@@ -41,6 +41,8 @@ class _Captured:
     """Two lane sums for each ranking."""
     changed: Mapping[int, Changed]
     """What the last epoch changed in the rankings that are published."""
+    live_rows: int
+    """Rows of the whole state."""
     last: bool
     """Whether no other will follow."""
 
@@ -118,10 +120,12 @@ class Partition:
         """Return what changed since the last capture; the arrays are never written to again."""
         lanes = self._lanes()
         if not self._keeps_deltas:
-            return _Captured(1, self._state.epoch, (self._state.capture_all(),), lanes, {}, self._last)
+            return _Captured(
+                1, self._state.epoch, (self._state.capture_all(),), lanes, {}, self._state.rows, self._last
+            )
         first, self._captured_epoch = self._captured_epoch + 1, self._state.epoch
         changes, self._uncaptured = tuple(self._uncaptured), []
-        return _Captured(first, self._state.epoch, changes, lanes, self._state.changed, self._last)
+        return _Captured(first, self._state.epoch, changes, lanes, self._state.changed, self._state.rows, self._last)
 
     def persist(self, captured: _Captured) -> dict[str, Any]:
         """Write the captured changes as one object and return the manifest; runs behind later calls."""
@@ -138,7 +142,7 @@ class Partition:
         else:
             entry = Entry(*epochs, rows, context.write_blob(data, ".parquet"))
         if self._keeps_deltas:
-            self._manifest = self._compaction.next(settled.append(entry), settle=captured.last)
+            self._manifest = self._compaction.next(settled.append(entry, captured.live_rows), settle=captured.last)
         else:
             self._manifest = Manifest((entry,))
         shares = publishing.encode_shares(self._config, captured.changed)

@@ -424,6 +424,8 @@ class Manifest:
     ----------
     entries : tuple of Entry
         The first one, starting at epoch 1, is the base.
+    live_rows : int or None
+        Rows that a base of the newest epoch would have, about; not kept with the entries.
 
     Raises
     ------
@@ -432,6 +434,7 @@ class Manifest:
     """
 
     entries: tuple[Entry, ...] = ()
+    live_rows: int | None = None
 
     def __post_init__(self) -> None:
         expected = 1
@@ -447,9 +450,14 @@ class Manifest:
         """The epoch reproduced; 0 without entries."""
         return self.entries[-1].last_epoch if self.entries else 0
 
-    def append(self, entry: Entry) -> Manifest:
+    @property
+    def rows(self) -> int:
+        """Rows of all entries."""
+        return sum(entry.rows for entry in self.entries)
+
+    def append(self, entry: Entry, live_rows: int | None = None) -> Manifest:
         """Return a manifest that reaches further."""
-        return Manifest((*self.entries, entry))
+        return Manifest((*self.entries, entry), live_rows)
 
     def replace(self, merged: Entry) -> Manifest:
         """Return a manifest with the entries that ``merged`` covers replaced by it.
@@ -461,7 +469,7 @@ class Manifest:
         """
         before = [each for each in self.entries if each.last_epoch < merged.first_epoch]
         after = [each for each in self.entries if each.last_epoch > merged.last_epoch]
-        return Manifest((*before, merged, *after))
+        return Manifest((*before, merged, *after), self.live_rows)
 
     def due(self) -> slice | None:
         """Return which entries to merge next, None if nothing is due; see `plan_compaction`."""
@@ -483,8 +491,8 @@ def plan_compaction(manifest: Manifest, fanout: int = 8) -> slice | None:
     Once ``fanout`` adjacent entries cover about equally many epochs they are merged, so each row is rewritten
     at most once per factor ``fanout`` in age and at most ``fanout - 1`` entries stay at each of
     ``log(epochs)`` levels (the logarithmic method of Bentley and Saxe, 1980). Besides, all is folded into the
-    base once the deltas hold as many rows as the base: each row is rewritten a bounded number of times more,
-    and the store holds at most about twice the live state.
+    base once half of the rows are dead: the store holds at most about twice the live state, a stream that only
+    grows is never folded for that, and one that replaces its state pays one live row for each dead one.
 
     Parameters
     ----------
@@ -499,7 +507,7 @@ def plan_compaction(manifest: Manifest, fanout: int = 8) -> slice | None:
         Of ``manifest.entries``; the result is a base if it starts at 0. None if nothing is due.
     """
     entries = manifest.entries
-    if len(entries) >= fanout and sum(entry.rows for entry in entries[1:]) >= entries[0].rows:
+    if len(entries) >= fanout and manifest.live_rows is not None and manifest.rows >= 2 * manifest.live_rows:
         return slice(0, len(entries))
     levels = [_level(entry.epochs, fanout) for entry in entries]
     for stop in range(len(entries), fanout - 1, -1):

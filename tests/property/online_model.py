@@ -200,6 +200,9 @@ class Run:
 
     def check_invariants(self) -> None:
         together(len(self.states), lambda member, exchange: self.states[member].check_invariants(exchange))
+        for state in self.states:
+            edges = state.rows - state.vertices * len(state.rankings)
+            assert edges <= len(state.capture_all()) <= state.rows
 
 
 def base_of(run: Run) -> bytes:

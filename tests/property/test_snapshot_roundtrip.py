@@ -125,7 +125,8 @@ def test_base_over_compacted_deltas_restores_every_tenth_epoch():
     for epoch, records in enumerate(stream, 1):
         run.apply(records)
         changes = delta(run)
-        manifest = manifest.append(Entry(epoch, epoch, len(changes), encode(changes, epoch, epoch)))
+        entry = Entry(epoch, epoch, len(changes), encode(changes, epoch, epoch))
+        manifest = manifest.append(entry, sum(state.rows for state in run.states))
         while (due := plan_compaction(manifest, fanout=4)) is not None:
             entries = manifest.entries[due]
             is_base = entries[0].first_epoch == 1

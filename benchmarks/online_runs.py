@@ -61,7 +61,8 @@ def whole_run(folder: Path, *sources: str, store: str | None = None, **options: 
     Parameters
     ----------
     folder : Path
-        Where a local store is made for the time of the run.
+        Where a local store is made. It stays: a file system may be slow for minutes after many files were removed
+        (ext4 without a journal looks at each of them), and the next run would be measured in these.
     *sources : str
         What to read.
     store : str, optional
@@ -69,10 +70,9 @@ def whole_run(folder: Path, *sources: str, store: str | None = None, **options: 
     **options
         Of `graph_stream.Pipeline`.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="store-") as local:
-        uri = store or local
-        Pipeline(*sources, **options).run(run_id="bench", store=uri)
-        return read_run(uri)
+    uri = store or tempfile.mkdtemp(dir=folder, prefix="store-")
+    Pipeline(*sources, **options).run(run_id="bench", store=uri)
+    return read_run(uri)
 
 
 def paced_tail(folder: Path, source: str, epochs: int, rate: float, **options: Any) -> WholeRun:
@@ -82,11 +82,11 @@ def paced_tail(folder: Path, source: str, epochs: int, rate: float, **options: A
         if row["epoch"] == epochs:
             raise KeyboardInterrupt
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix="store-") as store:
-        with contextlib.suppress(KeyboardInterrupt):
-            Pipeline(source, **options).run(run_id="bench", store=store, progress=watch)
-        pipeline.resume("bench", store, rate=rate)
-        return read_run(store)
+    store = tempfile.mkdtemp(dir=folder, prefix="store-")
+    with contextlib.suppress(KeyboardInterrupt):
+        Pipeline(source, **options).run(run_id="bench", store=store, progress=watch)
+    pipeline.resume("bench", store, rate=rate)
+    return read_run(store)
 
 
 def read_run(store: str) -> WholeRun:

@@ -17,7 +17,6 @@ import ray
 import ray.exceptions
 
 from exoflow import wire, worker
-from exoflow.background import give_way
 from exoflow.blobs import Blobs
 from exoflow.cluster import ensure_ray
 from exoflow.codec import Blob, StoredReference
@@ -95,7 +94,7 @@ class MemberHost:
 
     The calls that make the actor's history run in one thread of their own, so that user code always sees the
     same thread, and queries in another: a call that waits for the outside world keeps none waiting. Waiting
-    for the right moment, messages of other members and persisting go on beside both; persisting gives way.
+    for the right moment, messages of other members and persisting go on beside both.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class MemberHost:
         self._loop = asyncio.get_event_loop()
         self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
         self._queries = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-query")
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, "exoflow-persist", give_way)
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "exoflow-persist")
         self._changed = asyncio.Event()
         self._started = asyncio.Event()
         self._told: asyncio.Queue[str] = asyncio.Queue()

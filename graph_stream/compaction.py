@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, Self, TypeVar
@@ -39,6 +40,8 @@ class Manifest(Protocol[Entry]):
 Entries = TypeVar("Entries", bound=Manifest)  # type: ignore[type-arg]  # of the entries that it is given
 
 LOWEST_PRIORITY = 19
+REST = 3.0
+"""How long a merge stays away between two parts, in times of what the last part took of a processor."""
 MOST_ENTRIES = 64
 """A manifest this long waits: objects come faster than they are merged."""
 
@@ -59,6 +62,8 @@ class Compaction(Generic[Entry]):
         self._most_entries = most_entries
         self._pool = ThreadPoolExecutor(1, "compaction", _give_way)
         self._under_way: Future[Entry] | None = None
+        self._awaited = threading.Event()
+        self._rested_at = 0.0
 
     def next(self, manifest: Entries, *, settle: bool = False) -> Entries:
         """Return the manifest with what has been merged since the last call, and begin the next merge if one is due.
@@ -83,12 +88,24 @@ class Compaction(Generic[Entry]):
             if not waits and not (settle and self._under_way is not None):
                 return manifest
 
+    def rest(self) -> None:
+        """Stay away for a while, unless somebody waits; for a merge to call between its parts.
+
+        Also at the lowest priority a processor that works slows down the others, who share caches and memory with it.
+        """
+        self._awaited.wait(REST * max(0.0, time.thread_time() - self._rested_at))
+        self._rested_at = time.thread_time()
+
     def _with_merged(self, manifest: Entries, *, wait: bool) -> Entries:
         merge = self._under_way
         if merge is None or not (wait or merge.done()):
             return manifest
         self._under_way = None
-        return manifest.replace(merge.result())
+        self._awaited.set()
+        try:
+            return manifest.replace(merge.result())
+        finally:
+            self._awaited.clear()
 
 
 def _give_way() -> None:

@@ -67,7 +67,7 @@ class Partition:
         self._uncaptured: list[Changes] = []
         self._captured_epoch = 0
         self._manifest = Manifest()
-        self._compaction = Compaction(functools.partial(_merge, context))
+        self._compaction = Compaction(functools.partial(self._merge, context))
         self._behind = inline.Behind(functools.partial(context.write_blob, suffix=".parquet"))
         self._budget = memory.Budget(context.hints.get(memory.HINT), context.member, context.members)
         self._last = False
@@ -180,6 +180,20 @@ class Partition:
             self._captured_epoch = 0
             self._uncaptured = [self._state.capture_all()]
 
+    def _merge(self, context: Any, entries: tuple[Entry, ...]) -> Entry:
+        """Merge adjacent objects into one."""
+        first_epoch, last_epoch = entries[0].first_epoch, entries[-1].last_epoch
+        parts = _open(entries, context.read_blob)
+        watermark = snapshot.watermark_of(part.header for part in parts)
+
+        def shares() -> Iterator[ordering.Ordered]:
+            for share in folded(parts, base=first_epoch == 1):
+                yield share
+                self._compaction.rest()
+
+        rows, data = snapshot.encode_shares(shares(), first_epoch, last_epoch, watermark)
+        return Entry(first_epoch, last_epoch, rows, context.write_blob(data, ".parquet"))
+
     def _lanes(self) -> tuple[int, ...]:
         return tuple(lane for result in self._state.results for lane in (result.lane_low, result.lane_high))
 
@@ -206,13 +220,3 @@ def _entries(state: dict[str, Any]) -> tuple[Entry, ...]:
 
 def _open(entries: Sequence[Entry], read_blob: ReadBlob) -> list[StoredChanges]:
     return [StoredChanges(inline.read(entry, read_blob)) for entry in entries]
-
-
-def _merge(context: Any, entries: tuple[Entry, ...]) -> Entry:
-    """Merge adjacent objects into one."""
-    first_epoch, last_epoch = entries[0].first_epoch, entries[-1].last_epoch
-    parts = _open(entries, context.read_blob)
-    watermark = snapshot.watermark_of(part.header for part in parts)
-    shares = folded(parts, base=first_epoch == 1)
-    rows, data = snapshot.encode_shares(shares, first_epoch, last_epoch, watermark)
-    return Entry(first_epoch, last_epoch, rows, context.write_blob(data, ".parquet"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -86,3 +87,27 @@ def test_a_failed_merge_is_told_and_tried_again():
     assert manifest.last_epoch == 9
     assert plan_compaction(manifest) is None
     assert len(gate.begun) == 2
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_merge_rests_between_its_parts_unless_somebody_waits(monkeypatch, waits):
+    rested = threading.Event()
+
+    def merge(entries: tuple[Entry, ...]) -> Entry:
+        busy_until = time.thread_time() + 0.02
+        while time.thread_time() < busy_until:
+            pass
+        compaction.rest()
+        rested.set()
+        return Entry(entries[0].first_epoch, entries[-1].last_epoch, 8, "merged")
+
+    monkeypatch.setattr("graph_stream.compaction.REST", 1e5 if waits else 10.0)
+    compaction = Compaction(merge)
+    began = time.monotonic()
+    manifest = grown(compaction, 1, 8)
+    if waits:
+        assert spans(compaction.next(manifest.append(delta(9)), settle=True)) == [(1, 8), (9, 9)]
+        assert time.monotonic() - began < 60
+    else:
+        assert rested.wait(60)
+        assert time.monotonic() - began > 0.2

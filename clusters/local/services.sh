@@ -99,11 +99,16 @@ up() {
 
 # Starts a service, by name and program.
 start() {
-    local pid
-    if (exec 3<>"/dev/tcp/127.0.0.1/${port[$1]}") 2>/dev/null; then
+    local pid patience=50
+    # Who was killed a moment ago closes its port a moment later.
+    while (exec 3<>"/dev/tcp/127.0.0.1/${port[$1]}") 2>/dev/null; do
+        if ((patience-- > 0)); then
+            sleep 0.1
+            continue
+        fi
         echo "Port ${port[$1]} is in use by another process; stop it, or choose another port with ${1^^}_PORT=..." >&2
         exit 1
-    fi
+    done
     mkdir -p "$state/$1"
     echo "${port[$1]}" >"$state/$1/port"
     "start_$1" "$2"

@@ -20,6 +20,7 @@ import pytest
 
 from exoflow.storage import LocalStore
 from graph_stream.cli import cli, main
+from graph_stream.pipeline import MAX_IN_FLIGHT
 from graph_stream.runs import open_run
 from ingest import write_rmat
 from ingest.source import MAX_RAW_BYTES
@@ -512,7 +513,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(call, store, edges, monkeyp
 
     def put_while_there_is_room(self: LocalStore, key: str, data: bytes) -> bool:
         with self._reported("write", key):
-            if key.endswith("/journal/000000000008"):
+            if "/journal/" in key and b'"publish[5]"' in data:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return put_if_absent(self, key, data)
 
@@ -520,9 +521,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(call, store, edges, monkeyp
     monkeypatch.setattr("exoflow.journal._BACKOFF_SECONDS", (0.01,))
     ended = call("run", *options(store, edges))
     assert ended.code == 1
-    assert "journal/000000000008: No space left on device" in ended.err
+    assert re.search(r"journal/\d+: No space left on device", ended.err)
     assert f"resume with: graph-stream resume --run-id r --store {store}" in ended.err
-    assert 0 < ended.result["epochs"] < EPOCHS
+    # Epoch 5 was not committed, and no more than may be in flight with it.
+    assert 5 - MAX_IN_FLIGHT <= ended.result["epochs"] < 5
     monkeypatch.undo()
     # As a new process would find it; the patch above hid the arguments of the command, too.
     monkeypatch.setattr(sys, "argv", [])

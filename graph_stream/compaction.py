@@ -93,7 +93,7 @@ class Compaction(Generic[Entry]):
 
         Also at the lowest priority a processor that works slows down the others, who share caches and memory with it.
         """
-        self._awaited.wait(REST * max(0.0, time.thread_time() - self._rested_at))
+        self._awaited.wait(REST * (time.thread_time() - self._rested_at))
         self._rested_at = time.thread_time()
 
     def _with_merged(self, manifest: Entries, *, wait: bool) -> Entries:

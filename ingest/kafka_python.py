@@ -175,28 +175,30 @@ def connection_options(kafka: KafkaUri) -> dict[str, Any]:
     return {**options, "kafka_client": _net_client}
 
 
-QUICK_CONNECT_SECONDS = 0.4
-"""How long every other connection may take to be made and let in; those between may take all the time there is."""
-
-
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
     """Connections that tell who refuses them, which the library means to, and forgets (kafka-python 3.0.12)."""
 
     def __init__(self, net: NetworkSelector, **options: Any) -> None:
         self._refusals: dict[Any, Exception] = {}
-        self._tries = 0
         super().__init__(net, **options)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        transport = await super()._build_transport(node, timeout_at)
+        receive = transport._sock_recv
+
+        def receive_before_the_end() -> tuple[bytes, Exception | None]:
+            # What a broker says last, as why it refuses, comes with the end of the connection, for which
+            # the library throws it away. The end is still there the next time.
+            data, error = receive()
+            return data, None if data else error
+
+        transport._sock_recv = receive_before_the_end
+        return transport
 
     def get_connection(self, node_id: Any, timeout_ms: float | None = None, **options: Any) -> Any:
         if node_id in self._refusals:
             raise self._refusals.pop(node_id)
         is_new = node_id not in self._conns
-        if timeout_ms is not None:
-            # Who is refused over TLS is now and then not told, but cut off without noticing.
-            # So there are many tries, and after each short one a long one for brokers that are slow.
-            seconds = BOOTSTRAP_SECONDS if self._tries % 2 else QUICK_CONNECT_SECONDS
-            timeout_ms = min(timeout_ms, seconds * 1000)
-            self._tries += is_new
         connection = super().get_connection(node_id, timeout_ms, **options)
         if is_new:
             connection.init_future.add_errback(lambda error: self._note(node_id, error))

@@ -85,6 +85,7 @@ run() {
     ${exec_as:-} java -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.net.preferIPv4Stack=true \
         -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
         -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info \
+        -Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.network.Selector=info \
         -Dorg.slf4j.simpleLogger.showDateTime=true \
         -cp "$jars/*" "$@"
 }

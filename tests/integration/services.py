@@ -208,7 +208,11 @@ class KafkaServer(Server):
             )
 
     def _answers(self) -> bool:
-        return b"Kafka Server started" in (self._folder / "log").read_bytes()
+        return "Kafka Server started" in self.log()
+
+    def log(self) -> str:
+        """Return what the broker has told since it started."""
+        return (self._folder / "log").read_text(errors="replace")
 
 
 class KafkaNode(KafkaServer):

@@ -19,6 +19,8 @@ from tests.integration.services import Kafka, SecureKafkaServer, new_certificate
 from tests.integration.test_publishing_kafka import publication
 from tests.integration.topic import epochs_once, merged
 
+REFUSED = "invalid credentials"
+"""In the broker's log, once for each time that it refuses a password."""
 CLEAR_SECONDS = 30.0
 """In which what will not become right by itself has to be told; a source's patience is 600."""
 
@@ -158,6 +160,20 @@ def test_a_sink_that_is_refused_says_so_before_anything_runs(
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_refusal_is_heard_at_the_first_try(
+    server: SecureKafkaServer, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = environment(server, "sasl", monkeypatch)
+    spoil("password", tmp_path, monkeypatch)
+    # The broker says why and hangs up in one go, so whoever misses it asks once more.
+    for _ in range(5):
+        before = server.log().count(REFUSED)
+        with pytest.raises(ConfigError, match=WRONG["password"][1]):
+            KafkaSink(f"kafka://{kafka.address}/{topic}", "mine").check(new=True)
+        assert server.log().count(REFUSED) == before + 1
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_group_that_cannot_be_told_stops_nothing(
     server: SecureKafkaServer, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +183,6 @@ def test_a_group_that_cannot_be_told_stops_nothing(
     mirror = group_mirror(f"kafka://{kafka.address}/{topic}?group=watched", told.append)
     assert mirror is not None
     mirror.committed({f"{topic}-0": [0, 2]})
-    # A broker that cuts off before its answer was read has not been heard: then one is waited for, and asked again.
     mirror._thread.join()
     assert "consumer group watched is refused" in told[-1]
     assert told[-1].endswith("the run is not")

@@ -41,6 +41,10 @@ class Blob:
     size: int
     sha256: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form: what the constructor takes."""
+        return {"name": self.name, "size": self.size, "sha256": self.sha256}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
@@ -65,7 +69,7 @@ class Encoded:
         else:
             shown["base64"] = base64.b64encode(self.data).decode("ascii")
         if self.blobs:
-            shown["blobs"] = [dataclasses.asdict(blob) for blob in self.blobs]
+            shown["blobs"] = [blob.to_json() for blob in self.blobs]
         return shown
 
     @staticmethod

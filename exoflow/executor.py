@@ -391,12 +391,14 @@ class RayExecutor:
                 self._post(ActorLost(*actor, _first_line(answer)))
                 return
             if isinstance(answer, BaseException):
-                answer = Failure(_first_line(answer), input_lost=_data_lost(answer))
-            if isinstance(answer, Failure):
-                failed = ValueLost if answer.input_lost else PersistFailed
-                self._post(failed(task, attempt, answer.error))
+                durable: Value | Failure = Failure(_first_line(answer), input_lost=_data_lost(answer))
+            else:
+                durable = wire.unpack_durable(answer)
+            if isinstance(durable, Failure):
+                failed = ValueLost if durable.input_lost else PersistFailed
+                self._post(failed(task, attempt, durable.error))
                 return
-            made[index] = answer
+            made[index] = durable
             missing[0] -= 1
             if missing[0] == 0:
                 output = _group(made[: len(outputs)], grouped) if outputs else None

@@ -67,8 +67,8 @@ class Value:
             return Encoded(self.codec, self.data, self.names).to_json()
         return {
             "codec": self.codec,
-            "blob": dataclasses.asdict(self.blob),
-            "blobs": [dataclasses.asdict(blob) for blob in self.names],
+            "blob": self.blob.to_json(),
+            "blobs": [blob.to_json() for blob in self.names],
         }
 
     @staticmethod

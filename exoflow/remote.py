@@ -51,9 +51,10 @@ def _run_bundle(packed: list[bytes]) -> tuple[Any, ...]:
     return (*values, outcomes)
 
 
-def _persist_output(workflow_id: str, store_uri: str, known: tuple[Blob, ...], value: Any) -> Value | Failure:
+def _persist_output(workflow_id: str, store_uri: str, known: tuple[Blob, ...], value: Any) -> bytes:
     references = RayReferences(workflow_id, store_uri, known)
-    return worker.persist_output(value, Blobs(worker.store_at(store_uri), workflow_id, references, known))
+    blobs = Blobs(worker.store_at(store_uri), workflow_id, references, known)
+    return wire.pack(worker.persist_output(value, blobs))
 
 
 def _load_value(workflow_id: str, store_uri: str, value: Value) -> Any:
@@ -77,11 +78,14 @@ class RayReferences:
     def save(self, references: Sequence[Any]) -> list[StoredReference]:
         """Make durable what each reference stands for; raises StorageUnavailable."""
         made = ray.get([PERSIST.remote(*self._where, self._known, reference) for reference in references])
-        for value in made:
+        stored = []
+        for packed in made:
+            value = wire.unpack_durable(packed)
             if isinstance(value, Failure):
                 message = f"a reference could not be made durable: {value.error}"
                 raise StorageUnavailable(self._where[0], message)
-        return [StoredReference(value.to_json(), value.blobs) for value in made]
+            stored.append(StoredReference(value.to_json(), value.blobs))
+        return stored
 
     def load(self, shown: Mapping[str, Any]) -> Any:
         """Return a reference to a value that Ray will read from the store; starts Ray if need be."""
@@ -151,9 +155,12 @@ class MemberHost:
         self._changed.set()
         return value, wire.pack(outcome)
 
-    async def persist(self, attempt: int) -> Value | Failure:
+    async def persist(self, attempt: int) -> bytes:
         """Make durable the state that a call captured. Asked for once its answer has arrived, so as not to delay it."""
-        return await self._loop.run_in_executor(self._writer, self._member.persist, attempt)
+        return await self._loop.run_in_executor(self._writer, self._persist, attempt)
+
+    def _persist(self, attempt: int) -> bytes:
+        return wire.pack(self._member.persist(attempt))
 
     async def deliver(self, sender: int, number: int, message: Any) -> None:
         """Take a message of another member; Ray may deliver two of them the other way round."""

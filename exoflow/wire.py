@@ -1,4 +1,4 @@
-"""How attempts travel: a job on its way out and an outcome on its way back are bytes. Pure.
+"""How attempts travel: a job on its way out, an outcome and what became durable on its way back, are bytes. Pure.
 
 Ray moves bytes as they are; any other object it pickles with a pickler written in Python, which for a job costs
 more than the whole submission of a task. What travels is made of a few flat classes, so the pickler of the
@@ -23,8 +23,8 @@ from exoflow.worker import Failure, Job, LiveInput, Outcome, Settlement
 _FLAT = (Job, LiveInput, CodeRef, Encoded, Value, Blob, Report, Failure, Settlement)
 
 
-def pack(travelling: Job | Outcome) -> bytes:
-    """Return a job or an outcome as bytes."""
+def pack(travelling: Job | Outcome | Value) -> bytes:
+    """Return a job, an outcome or a durable value as bytes."""
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
     pickler.dispatch_table = _DISPATCH
@@ -42,6 +42,12 @@ def unpack_outcome(data: bytes) -> Outcome:
     """Invert `pack` where outcomes are read."""
     outcome: Outcome = pickle.loads(data)
     return outcome
+
+
+def unpack_durable(data: bytes) -> Value | Failure:
+    """Invert `pack` for what became of making a value durable."""
+    made: Value | Failure = pickle.loads(data)
+    return made
 
 
 _Reducer = Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]

@@ -90,15 +90,15 @@ class Dictionary:
         after = [part for part in self.entries if part.first >= merged.end]
         return Dictionary((*before, merged, *after), self.digest)
 
-    def due(self) -> slice | None:
-        """Return which entries to merge next; None if there are not enough.
+    def due(self, first: int = 0) -> slice | None:
+        """Return which entries from number ``first`` on to merge next; None if there are not enough.
 
         Those from the first on that is no longer than all behind it together. So a name comes into an object twice
         as long each time it is written again, and of those that stay each is longer than all behind it: there are
         about as many as the number of names has binary digits, and `FANOUT` more.
         """
-        behind = len(self)
-        for place, part in enumerate(self.entries):
+        behind = sum(part.count for part in self.entries[first:])
+        for place, part in enumerate(self.entries[first:], first):
             behind -= part.count
             if part.count <= behind:
                 return slice(place, len(self.entries)) if len(self.entries) - place >= FANOUT else None

@@ -21,7 +21,7 @@ from graph_stream.ownership import VIRTUAL_PARTITIONS, mix64
 
 Kinds = npt.NDArray[np.int8]
 
-SHORT_RUN = 16
+SHORT_RUN = 48
 """Most rows that are sorted by insertion."""
 
 

@@ -118,8 +118,10 @@ class LocalStore:
 
     def _prepared(self, key: str) -> Path:
         path = self.path(key)
-        missing = []
         folder = path.parent
+        if folder.exists():
+            return path
+        missing = []
         while not folder.exists():
             missing.append(folder)
             folder = folder.parent

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
+from concurrent.futures import Future, wait
 
 import pytest
 
 from graph_stream.compaction import Compaction
-from graph_stream.snapshot import Entry, Manifest, plan_compaction
+from graph_stream.snapshot import Entry, Manifest
+
+
+@pytest.fixture(autouse=True)
+def eight_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graph_stream.snapshot.FANOUT", 8)
 
 
 class Gate:
@@ -69,7 +76,7 @@ def test_the_last_checkpoint_leaves_nothing_to_merge_and_nothing_unnamed():
     gate.open.set()
     compaction = Compaction(gate)
     manifest = compaction.next(Manifest(tuple(delta(epoch) for epoch in range(1, 70))), settle=True)
-    assert plan_compaction(manifest) is None
+    assert manifest.due() is None
     assert manifest.last_epoch == 69
     assert compaction.next(manifest) == manifest
 
@@ -85,8 +92,58 @@ def test_a_failed_merge_is_told_and_tried_again():
     gate.error = None
     manifest = compaction.next(manifest.append(delta(9)), settle=True)
     assert manifest.last_epoch == 9
-    assert plan_compaction(manifest) is None
+    assert manifest.due() is None
     assert len(gate.begun) == 2
+
+
+class Gates:
+    """Merges that each wait to be let through, or to be told to fail."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int]] = []
+        self.of: dict[tuple[int, int], Future[None]] = collections.defaultdict(Future)
+
+    def __call__(self, entries: tuple[Entry, ...]) -> Entry:
+        span = entries[0].first_epoch, entries[-1].last_epoch
+        self.begun.append(span)
+        self.of[span].result(60)
+        return Entry(*span, len(entries), "merged")
+
+
+def all_ended(compaction: Compaction) -> None:
+    wait([merge.result for merge in compaction._under_way], 60)
+
+
+def test_small_merges_go_on_beside_a_large_one():
+    gates = Gates()
+    compaction = Compaction(gates)
+    manifest = grown(compaction, 1, 16)
+    gates.of[9, 16].set_result(None)
+    deadline = time.monotonic() + 60
+    while len(manifest.entries) == 16 and time.monotonic() < deadline:
+        manifest = compaction.next(manifest)
+    assert spans(manifest) == [*((epoch, epoch) for epoch in range(1, 9)), (9, 16)]
+    manifest = grown(compaction, 17, 24, manifest)
+    for span in ((1, 8), (17, 24)):
+        gates.of[span].set_result(None)
+    all_ended(compaction)
+    assert spans(compaction.next(manifest)) == [(1, 8), (9, 16), (17, 24)]
+    assert sorted(gates.begun) == [(1, 8), (9, 16), (17, 24)]
+
+
+def test_a_failed_merge_takes_no_other_with_it():
+    gates = Gates()
+    compaction = Compaction(gates)
+    manifest = grown(compaction, 1, 16)
+    gates.of[9, 16].set_result(None)
+    gates.of[1, 8].set_exception(OSError("the store is away"))
+    all_ended(compaction)
+    with pytest.raises(OSError, match="the store is away"):
+        compaction.next(manifest)
+    gates.of[1, 8] = Future()
+    gates.of[1, 8].set_result(None)
+    assert spans(compaction.next(manifest, settle=True)) == [(1, 8), (9, 16)]
+    assert sorted(gates.begun) == [(1, 8), (1, 8), (9, 16)]
 
 
 @pytest.mark.parametrize("waits", [True, False])

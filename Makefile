@@ -28,10 +28,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	@touch $@
 
-demo: setup ## Stream a graph, kill it, resume it, audit it [DATA=PATH].
+# Else the first run of each does, in a worker that gives way to all others: a test may not wait so long.
+$(VENV)/.compiled: $(VENV)/.installed $(wildcard graph_stream/*.py)
+	@echo "compiling the kernels of graph_stream, once: a minute or two"
+	@$(BIN)/python -c "from graph_stream import graph, nametable, ordering; [each.warm_up() for each in (graph, nametable, ordering)]"
+	@touch $@
+
+demo: $(VENV)/.compiled ## Stream a graph, kill it, resume it, audit it [DATA=PATH].
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
-test: setup ## Run all tests, two files at a time: most of them wait for processes, not for a processor.
+test: $(VENV)/.compiled ## Run all tests, two files at a time: most of them wait for processes, not for a processor.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Check style, types and the direction of imports.

@@ -40,8 +40,8 @@ ROW_GROUP_ROWS = 1 << 15
 """Most rows that are read and decompressed together."""
 SHARE_ROWS = 1 << 18
 """Rows of all objects together that are folded at a time, about."""
-FANOUT = 16
-"""Objects that are merged at a time: with more, rows are written again less often, and manifests are longer."""
+FANOUT = 8
+"""Objects that are merged at a time: with more, rows are written again less often, and manifests and merges are longer."""
 ALL_SHARES = range(VIRTUAL_PARTITIONS)
 COMPRESSION = "lz4"
 """Half zstd's time to write and to read, for a few percent more bytes (docs/performance.md)."""

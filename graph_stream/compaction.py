@@ -48,7 +48,7 @@ REST = 3.0
 """How long a merge stays away between two parts, in times of what the last part took of a processor."""
 MOST_MERGES = 4
 """Merges at a time: one on each level of age that a stream soon reaches."""
-MOST_ENTRIES = 128
+MOST_ENTRIES = 64
 """A manifest this long waits: objects come faster than they are merged."""
 
 

@@ -41,7 +41,7 @@ ROW_GROUP_ROWS = 1 << 15
 SHARE_ROWS = 1 << 18
 """Rows of all objects together that are folded at a time, about."""
 FANOUT = 8
-"""Objects that are merged at a time: with more, rows are written again less often, and manifests and merges are longer."""
+"""Objects merged at a time: with more, rows are written again less often, and manifests and merges are longer."""
 ALL_SHARES = range(VIRTUAL_PARTITIONS)
 COMPRESSION = "lz4"
 """Half zstd's time to write and to read, for a few percent more bytes (docs/performance.md)."""

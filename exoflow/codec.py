@@ -209,22 +209,6 @@ def _to_json(value: Any, blobs: list[Blob]) -> Any:
     raise _NotJson
 
 
-def blobs_of(value: Any) -> tuple[Blob, ...]:
-    """Return the blobs inside the JSON form of a value, in order."""
-    found: list[Blob] = []
-    remaining = [value]
-    while remaining:
-        part = remaining.pop()
-        if isinstance(part, list):
-            remaining += reversed(part)
-        elif isinstance(part, dict):
-            if "$blob" in part:
-                found.append(Blob(*part["$blob"]))
-            else:
-                remaining += reversed(part.values())
-    return tuple(found)
-
-
 def _from_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_from_json(item) for item in value]

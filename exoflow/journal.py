@@ -30,8 +30,7 @@ from exoflow.records import Committed, History, Record, record_from_json, record
 from exoflow.steps import Delete, Get, List, Pause, PutIfAbsent, Steps, drive
 from exoflow.storage import Store
 
-FORMAT = 2
-"""Of what is written. Format 1, which can be read, listed the blobs of every value beside it, and groups as text."""
+FORMAT = 1
 _BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _MOVED_TRIES = 20
 
@@ -129,7 +128,7 @@ def decode_object(key: str, data: bytes) -> JournalObject:
         raise CorruptRecord(key, message)
     try:
         fields = json.loads(lines[0])
-        if fields.pop("format") not in (1, FORMAT):
+        if fields.pop("format") != FORMAT:
             message = f"{key} was written by a newer version of exoflow; upgrade to read it"
             raise CorruptRecord(key, message)
         fields["owner"] = Owner(**fields["owner"])

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from exoflow.codec import Blob, Encoded, blobs_of
+from exoflow.codec import Blob, Encoded
 
 GROUP_CODEC = "group"
 
@@ -47,7 +47,7 @@ class Value:
     @staticmethod
     def group(members: Sequence[Value]) -> Value:
         """Join the values of an actor's members into one that stands for their list."""
-        data = b"[" + b",".join(member._line() for member in members) + b"]"
+        data = json.dumps([member.to_json() for member in members], separators=(",", ":")).encode("ascii")
         return Value(GROUP_CODEC, data, None, tuple(blob for member in members for blob in member.blobs))
 
     def members(self) -> list[Value]:
@@ -60,20 +60,10 @@ class Value:
         """All blobs that must exist for the value to be whole."""
         return self.names if self.blob is None else (*self.names, self.blob)
 
-    def _line(self) -> bytes:
-        """Return the text of the JSON form."""
-        if self.blob is None and self.codec == "json" and self.data is not None:
-            return b'{"codec":"json","value":' + self.data + b"}"
-        return json.dumps(self.to_json(), separators=(",", ":")).encode("ascii")
-
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON form. Blobs that it shows anyway are not listed besides."""
+        """Return a JSON form."""
         if self.blob is None:
             assert self.data is not None
-            if self.codec == "json":
-                return {"codec": "json", "value": json.loads(self.data)}
-            if self.codec == GROUP_CODEC:
-                return {"codec": GROUP_CODEC, "members": json.loads(self.data)}
             return Encoded(self.codec, self.data, self.names).to_json()
         return {
             "codec": self.codec,
@@ -83,14 +73,9 @@ class Value:
 
     @staticmethod
     def from_json(shown: dict[str, Any]) -> Value:
-        """Invert `to_json`, and read what format 1 of the journal made of a value."""
-        if "members" in shown:
-            return Value.group([Value.from_json(member) for member in shown["members"]])
+        """Invert `to_json`."""
         if "blob" not in shown:
-            encoded = Encoded.from_json(shown)
-            if encoded.codec == "json" and "blobs" not in shown:
-                encoded = dataclasses.replace(encoded, blobs=blobs_of(shown["value"]))
-            return Value.inline(encoded)
+            return Value.inline(Encoded.from_json(shown))
         names = tuple(Blob(**blob) for blob in shown["blobs"])
         return Value(shown["codec"], None, Blob(**shown["blob"]), names)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from exoflow import journal as journal_module
 from exoflow import pins
 from exoflow.blobs import Blobs, blob_folder
-from exoflow.codec import Blob, encode
+from exoflow.codec import encode
 from exoflow.collection import sweep
 from exoflow.errors import CorruptRecord, Fenced, StorageUnavailable, WorkflowNotFound, WorkflowRunning
 from exoflow.journal import (
@@ -101,52 +99,6 @@ def test_objects_come_back_and_every_flipped_or_missing_byte_is_noticed(given_re
         else:
             # White space and the trailing newline are outside of what the checksum covers.
             assert found == back
-
-
-def test_a_value_tells_its_blobs_once_and_is_read_as_format_1_told_it():
-    blob, other = Blob("one", 3, "aa"), Blob("two", 4, "bb")
-    member = Value.inline(encode({"entries": [[1, 2, blob], ("pair", other)]}))
-    stored = Value("npy", None, blob, (other,))
-    grouped = Value.group([member, Value.inline(encode(7)), stored, Value.inline(encode(_Opaque(blob)))])
-    assert member.blobs == (blob, other)
-    assert grouped.blobs == (blob, other, other, blob, blob)
-    for value in (member, stored, grouped):
-        shown = json.loads(json.dumps(value.to_json()))
-        assert Value.from_json(shown) == value
-    assert json.dumps(grouped.to_json()).count('"one"') == 3  # of a pickled value nobody can see it
-    assert Value.from_json(_format_1(member)) == member
-    old = Value.from_json(
-        {
-            "codec": "group",
-            "base64": base64.b64encode(json.dumps([_format_1(member)]).encode()).decode(),
-            "blobs": [each.to_json() for each in member.blobs],
-        }
-    )
-    assert old.members() == [member]
-    assert Value.from_json(old.to_json()).members() == [member]
-    assert Value.from_json(old.to_json()).blobs == member.blobs
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opaque:
-    """What JSON cannot hold."""
-
-    blob: Blob
-
-
-def _format_1(value: Value) -> dict[str, Any]:
-    return {**value.to_json(), "blobs": [blob.to_json() for blob in value.names]}
-
-
-@pytest.mark.parametrize("written", [0, 3])
-def test_an_object_of_an_unknown_format_is_refused(written):
-    header = Header("append", 2, 1, owner("first"), "n", "p", 1)
-    data = encode_object(header, [STARTED])[0].splitlines(keepends=True)
-    data[0] = json.dumps({**json.loads(data[0]), "format": written}).encode() + b"\n"
-    body = b"".join(data[:-1])
-    trailer = json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
-    with pytest.raises(CorruptRecord, match="newer version"):
-        decode_object("k", body + trailer)
 
 
 def test_a_journal_reads_back_what_was_appended(stores):

@@ -22,7 +22,7 @@ from typing import Any, Self
 import psutil
 
 ROOT = Path(__file__).parents[2]
-END_SECONDS = 90.0
+END_SECONDS = 180.0
 _MARK = "EXOFLOW_TEST_COMMAND"
 
 

@@ -26,6 +26,7 @@ from exoflow.errors import (
     WorkflowRunning,
 )
 from exoflow.options import Checkpoint
+from exoflow.precedence import take_precedence
 from exoflow.readers import LoopView, get_metadata, get_output, get_status, list_all, read_loop
 from exoflow.records import Status
 from exoflow.settings import init
@@ -73,5 +74,6 @@ __all__ = [
     "run",
     "run_async",
     "stop",
+    "take_precedence",
     "task",
 ]

@@ -21,6 +21,7 @@ import ray._private.worker
 from ray._private import ray_constants
 
 from exoflow.errors import ClusterLost, ClusterUnavailable
+from exoflow.precedence import giving_way
 
 DEFAULT_OBJECT_STORE_BYTES = 256 * 1024 * 1024
 _TEMPORARY_PREFIX = "exoflow-ray-"
@@ -47,14 +48,14 @@ def ensure_ray(
     # Ray remembers what became of each of a hundred thousand tasks: some 16 kB an epoch that nobody reads.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     if address := os.environ.get("RAY_ADDRESS"):
-        with _failure_told(f"Ray at {address} (RAY_ADDRESS) cannot be joined"):
+        with giving_way(), _failure_told(f"Ray at {address} (RAY_ADDRESS) cannot be joined"):
             ray.init(log_to_driver=log_to_driver, logging_level="warning")
         return
     _keep_to_loopback()
     _remove_leftovers()
     folder = tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=tempfile.gettempdir())
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with _failure_told("Ray does not start"):
+    with giving_way(), _failure_told("Ray does not start"):
         ray.init(
             num_cpus=num_cpus or os.cpu_count(),
             object_store_memory=object_store_bytes or DEFAULT_OBJECT_STORE_BYTES,

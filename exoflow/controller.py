@@ -41,6 +41,7 @@ from exoflow.messages import (
 )
 from exoflow.ownership import LEASE_SECONDS, HeartbeatThread, this_process
 from exoflow.plan import Iteration, LoopSpec, Plan, expand
+from exoflow.precedence import giving_way
 from exoflow.records import History, Record, Status
 from exoflow.state import WorkflowState
 from exoflow.steps import drive
@@ -133,6 +134,16 @@ class Controller:
 
     def run(self) -> None:
         """Run the workflow to its end."""
+        with giving_way():
+            self._run_to_end()
+        assert self._end is not None
+        task, error = self._end.task or "", self._end.error or ""
+        if self._end.status is Status.FAILED:
+            raise TaskFailed(self._workflow_id, task, error)
+        if self._end.status is Status.IN_DOUBT:
+            raise InDoubt(self._workflow_id, task, error)
+
+    def _run_to_end(self) -> None:
         executor = RayExecutor(
             self._workflow_id, self._store.uri, self._journal.generation, self._events.put, self._hints
         )
@@ -144,12 +155,6 @@ class Controller:
             self._to_write.put(None)
             writer.join()
             executor.close()
-        assert self._end is not None
-        task, error = self._end.task or "", self._end.error or ""
-        if self._end.status is Status.FAILED:
-            raise TaskFailed(self._workflow_id, task, error)
-        if self._end.status is Status.IN_DOUBT:
-            raise InDoubt(self._workflow_id, task, error)
 
     def close(self) -> None:
         """Give the workflow up, whether or not it ran."""

@@ -298,6 +298,9 @@ class BoundMethod:
         return CallNode(self._actor, self._method, args, kwargs, self._options)
 
     def _check(self) -> None:
+        if self._options.in_owner:
+            message = f"{self._actor.code.name}.{self._method}: a call runs where its actor is, not in the owner"
+            raise DefinitionError(message)
         if not self._actor.durable or self._options.query:
             return
         if self._options.external and not self._options.idempotent:

@@ -22,6 +22,7 @@ from exoflow import wire
 from exoflow.backlog import Backlog, Name
 from exoflow.cluster import NodeWatch
 from exoflow.errors import ClusterLost
+from exoflow.inside import Inside, OwnValue
 from exoflow.messages import (
     ActorLost,
     Event,
@@ -45,8 +46,8 @@ from exoflow.messages import (
 )
 from exoflow.plan import ActorSpec, TaskSpec
 from exoflow.records import Value
-from exoflow.remote import BUNDLE, HOST, PERSIST, TASK
-from exoflow.worker import Failure, Refusal, Settlement, live_inputs, make_job
+from exoflow.remote import BUNDLE, HOST, PERSIST, TASK, RayReferences
+from exoflow.worker import Failure, Job, Outcome, Refusal, Settlement, live_inputs, make_job, run_task
 
 ENDING_SECONDS = 1.0
 """How long attempts that nobody waits for any more may go on before they are ended by force."""
@@ -96,6 +97,9 @@ class RayExecutor:
         self._followers: dict[Name, list[Name]] = {}
         self._alone: set[str] = set()
         self._ended: queue.SimpleQueue[tuple[Any, list[float], list[Submit]]] = queue.SimpleQueue()
+        self._inside = Inside(_when_done, ray.exceptions.RayError)
+        self._are_inside: set[Name] = set()
+        self._came_out: queue.SimpleQueue[Name] = queue.SimpleQueue()
 
     @property
     def running(self) -> int:
@@ -143,7 +147,7 @@ class RayExecutor:
     def submit(self, order: Submit) -> None:
         """Start an attempt, at the next `pump` at the latest if nothing is in its way."""
         name = (order.spec.id, order.attempt)
-        missing = {live for live in _live_names(order) if live in self._waiting or live in self._held}
+        missing = {live for live in _live_names(order) if self._is_behind(live)}
         if missing:
             self._held[name] = (order, missing)
             for live in missing:
@@ -156,6 +160,10 @@ class RayExecutor:
 
     def pump(self) -> None:
         """Hand over to Ray what it has room for."""
+        while not self._came_out.empty():
+            name = self._came_out.get()
+            self._are_inside.discard(name)
+            self._let_followers_go(name)
         while not self._ended.empty():
             kind, seconds, not_run = self._ended.get()
             self._backlog.ended(kind, seconds)
@@ -172,10 +180,14 @@ class RayExecutor:
             for name in names:
                 self._let_followers_go(name)
 
+    def _is_behind(self, name: Name) -> bool:
+        """Whether there is nothing yet that would stand for an attempt's value."""
+        return name in self._waiting or name in self._held or name in self._are_inside
+
     def _may_wait(self, order: Submit) -> bool:
         """Whether an attempt may wait for a slot here, and travel with others when it goes."""
         options = order.spec.options
-        plain = order.call is None and order.purpose is Purpose.BODY and not options.external
+        plain = order.call is None and order.purpose is Purpose.BODY and not options.external and not options.in_owner
         # A task that takes no slot never waits for one, and a deadline counts from the submission.
         limited = (options.num_cpus is None or options.num_cpus > 0) and options.timeout is None
         return plain and limited and not order.sources and order.spec.id not in self._alone
@@ -191,11 +203,12 @@ class RayExecutor:
                 if order is not None and not missing:
                     del self._held[follower]
                     self._start(order)
-                    handed_over.append(follower)
+                    if follower not in self._are_inside:
+                        handed_over.append(follower)
 
     def _start_bundle(self, orders: list[Submit], kind: Any) -> None:
         """Submit attempts that run one after the other in one process, each with a value of its own."""
-        jobs = [self._job(order)[0] for order in orders]
+        jobs = [wire.pack(self._job(order)[0]) for order in orders]
         *values, outcomes = self._remote(BUNDLE, orders[0].spec, len(jobs) + 1).remote(jobs)
         names = [(order.spec.id, order.attempt) for order in orders]
         for name, value in zip(names, values, strict=True):
@@ -225,17 +238,22 @@ class RayExecutor:
                 self._post(event)
 
     def _start(self, order: Submit, kind: Any = None) -> None:
-        job, values = self._job(order)
+        job, inputs = self._job(order)
+        if order.spec.options.in_owner:
+            self._start_inside(order, job, inputs)
+            return
+        packed = wire.pack(job)
+        values = [each.value if isinstance(each, OwnValue) else each for each in inputs]
         name = (order.spec.id, order.attempt)
         timeout = order.spec.options.timeout
         if order.call is None:
-            value, outcome = self._remote(TASK, order.spec, 2).remote(job, *values)
+            value, outcome = self._remote(TASK, order.spec, 2).remote(packed, *values)
             self._values[name] = [value]
             self._running[name] = outcome
             self._watch(outcome, name, 0, None, _Gathering([None], grouped=False, timeout=timeout), kind)
             return
         spec, incarnation, handles = self._actors[order.spec.actor or ""]
-        pairs = [handle.call.remote(job, *values) for handle in handles]
+        pairs = [handle.call.remote(packed, *values) for handle in handles]
         self._values[name] = [value for value, _ in pairs]
         self._calls[name] = spec.id
         if spec.replicas is not None:
@@ -243,6 +261,22 @@ class RayExecutor:
         gathering = _Gathering([None] * len(pairs), spec.replicas is not None, timeout=timeout)
         for index, (_, outcome) in enumerate(pairs):
             self._watch(outcome, name, index, (spec.id, incarnation), gathering)
+
+    def _start_inside(self, order: Submit, job: Job, inputs: list[Any]) -> None:
+        name = (order.spec.id, order.attempt)
+        result = OwnValue()
+        self._values[name] = [result]
+        self._are_inside.add(name)
+        references = RayReferences(self._workflow_id, self._store_uri)
+
+        def ended(answer: Any) -> None:
+            # Before the event: who handles it lets go, at the next `pump`, what waits for this value.
+            self._came_out.put(name)
+            event = self._event_of(answer, name, 0, None, _Gathering([None], grouped=False))
+            if event is not None:
+                self._post(event)
+
+        self._inside.start(lambda values: run_task(job, values, references=references), inputs, result, ended)
 
     def persist(self, order: Persist) -> None:
         """Start making an attempt's leavings durable."""
@@ -252,7 +286,10 @@ class RayExecutor:
         actor = None
         if order.output:
             where = (self._workflow_id, self._store_uri, order.known)
-            outputs = [PERSIST.remote(*where, value) for value in self._values[name]]
+            outputs = [
+                PERSIST.remote(*where, value.value if isinstance(value, OwnValue) else value)
+                for value in self._values[name]
+            ]
         if order.state:
             spec, incarnation, handles = self._actors[self._calls[name]]
             actor = (spec.id, incarnation)
@@ -273,6 +310,7 @@ class RayExecutor:
         """End all actors of this workflow, and all attempts that nobody waits for any more."""
         self._waiting.clear()
         self._held.clear()
+        self._inside.close(ENDING_SECONDS)
         if not self._watch_of_node.lost:
             self._end_all()
         self._values.clear()
@@ -306,13 +344,11 @@ class RayExecutor:
             made = self._tasks[key] = function.options(name=code, num_returns=num_returns, **spec.options.ray_options())
         return made
 
-    def _job(self, order: Submit) -> tuple[bytes, list[Any]]:
+    def _job(self, order: Submit) -> tuple[Job, list[Any]]:
         names = [(live.task, live.attempt) for live in live_inputs(order)]
         members = [len(self._values[name]) if name in self._grouped else None for name in names]
         values = [value for name in names for value in self._values[name]]
-        return wire.pack(
-            make_job(order, self._workflow_id, self._store_uri, members, self._generation, self._hints)
-        ), values
+        return make_job(order, self._workflow_id, self._store_uri, members, self._generation, self._hints), values
 
     def _watch(
         self,
@@ -347,7 +383,8 @@ class RayExecutor:
             if isinstance(loss, Lost) and gathering.timed_out():
                 return Failed(task, attempt, f"it did not return within its timeout of {gathering.timeout} s")
             return loss
-        outcome = wire.unpack_outcome(answer)
+        # From inside the owner an outcome comes as it is.
+        outcome: Outcome = wire.unpack_outcome(answer) if isinstance(answer, bytes) else answer
         if isinstance(outcome, Report):
             gathering.reports[index] = outcome
             reports = [report for report in gathering.reports if report is not None]

@@ -22,6 +22,7 @@ from exoflow.cluster import ensure_ray
 from exoflow.codec import Blob, StoredReference
 from exoflow.errors import StorageUnavailable
 from exoflow.plan import ActorSpec
+from exoflow.precedence import process_gives_way
 from exoflow.records import Value
 from exoflow.worker import Failure
 
@@ -110,6 +111,7 @@ class MemberHost:
         restore: Value | None,
         hints: Mapping[str, Any],
     ) -> None:
+        process_gives_way()
         self._loop = asyncio.get_event_loop()
         self._body = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-body")
         self._queries = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="exoflow-query")

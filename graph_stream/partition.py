@@ -21,8 +21,8 @@ from graph_stream.compaction import Compaction
 from graph_stream.config import RunConfig
 from graph_stream.graph import PartitionState, warm_up
 from graph_stream.ownership import virtual_range
-from graph_stream.reader import Records
 from graph_stream.snapshot import ALL_SHARES, Changes, CorruptSnapshot, Entry, Manifest, StoredChanges, folded
+from graph_stream.travelling import Records
 
 ReadBlob = Callable[[exoflow.Blob], bytes]
 
@@ -71,6 +71,7 @@ class Partition:
         self._behind = inline.Behind(functools.partial(context.write_blob, suffix=".parquet"))
         self._budget = memory.Budget(context.hints.get(memory.HINT), context.member, context.members)
         self._last = False
+        exoflow.take_precedence()
         # A round of the computation takes less than the 5 ms that Python lets a thread behind it go on.
         sys.setswitchinterval(SWITCH_SECONDS)
         warm_up()
@@ -91,10 +92,10 @@ class Partition:
             When the graph takes all the memory it may; the epoch was not begun.
         """
         started = time.time()
-        batch = records.batch
         context = exoflow.context()
         self._budget.before_epoch(records.epoch, self._state.edges)
-        self._state.apply(records.epoch, batch.src, batch.dst, batch.op, context.exchange, records.times)
+        columns = records.src, records.dst, records.op
+        self._state.apply(records.epoch, *columns, context.exchange, records.times)
         if self._keeps_deltas:
             self._uncaptured.append(self._state.capture())
         # Epochs that were begun behind the last one, before anybody knew that it is, have nothing to add.

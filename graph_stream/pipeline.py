@@ -61,7 +61,6 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> Node:
     ready: list[Node] = []
     if i == 1:
         ready.append(partitions.ready.options(checkpoint="none", query=True).bind())
-        ready.append(standby.options(checkpoint="none").bind())
     cut = reader.cut.bind(i, *ready)
     records = reader.fetch.options(checkpoint="none", query=True).bind(i, cut)
     has_delta = mode == "none" or i % options.checkpoint_every == 0
@@ -80,7 +79,7 @@ def epoch_body(config: dict[str, Any], carry: Node, i: int) -> Node:
     return published
 
 
-@exoflow.task(deterministic=True, num_cpus=0)
+@exoflow.task(deterministic=True, in_owner=True)
 def publish(
     config: dict[str, Any], carry: dict[str, Any], cut: dict[str, Any], applied: Sequence[dict[str, Any]]
 ) -> Any:
@@ -96,11 +95,6 @@ def publish(
     held = [each["memory"] for each in applied]
     row = ledger.epoch_row(summaries, cut, times, held, carry, published_at=time.time())
     return exoflow.stop(row) if cut["last"] else row
-
-
-@exoflow.task(deterministic=True, num_cpus=0)
-def standby() -> None:
-    """Return once there is a process that has loaded what it takes to publish."""
 
 
 class Pipeline:

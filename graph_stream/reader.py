@@ -20,26 +20,8 @@ from graph_stream.durable_register import DurableRegister
 from graph_stream.errors import TooManyBadRecords
 from graph_stream.eventtime import NEVER, EventTimes, advanced, raised
 from graph_stream.pacing import Pacing
+from graph_stream.travelling import Records
 from ingest import EpochBatch, EpochReader, Position, Queue, Tap
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """What the online tier gets of an epoch: the records, and when they came.
-
-    Times are Unix seconds. ``scheduled_time`` is when the epoch closes by its schedule; where it has none, or was
-    full before, when its last record was read.
-    """
-
-    epoch: int
-    last: bool
-    batch: EpochBatch | ingest.Records
-    read_started: float
-    read_seconds: float
-    scheduled_time: float
-    times: EventTimes | None = None
-    """With event time, in microseconds."""
-
 
 RATE_HINT = "records_per_second"
 """A hint: the pace of this owner, in place of the recorded one."""
@@ -148,7 +130,8 @@ class CuttingReader:
             # Waiting is what pacing means; an epoch that is late is not delayed further.
             time.sleep(max(0.0, scheduled - time.time()))
         times = EventTimes.of_epoch(batch.time, cut)
-        return Records(epoch, cut["last"], batch, began, ended - began, scheduled, times)
+        columns = batch.src, batch.dst, batch.op
+        return Records(epoch, cut["last"], *columns, began, ended - began, scheduled, times)
 
     def capture(self) -> dict[str, Any]:
         """Return the position after the newest cut, what is over of queues, and with event time the watermark there."""

@@ -326,3 +326,23 @@ def test_an_actor_made_one_again_is_the_same_with_the_annotations_added():
 def test_all_is_the_public_surface():
     public = {name for name, value in vars(exoflow).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert set(exoflow.__all__) == public
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"external": True, "idempotent": True},
+        {"timeout": 1.0},
+        {"num_cpus": 1},
+        {"num_gpus": 1},
+        {"resources": {"disk": 1}},
+    ],
+)
+def test_a_task_in_the_owner_takes_nothing_of_the_world(annotations: dict[str, Any]) -> None:
+    with pytest.raises(DefinitionError, match=r"in the owner.*leave"):
+        task_options(in_owner=True, **annotations)
+
+
+def test_a_call_does_not_run_in_the_owner() -> None:
+    with pytest.raises(DefinitionError, match=r"Memo\.add: a call runs where its actor is"):
+        Memo.bind().add.options(in_owner=True).bind(1)

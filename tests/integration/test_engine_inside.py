@@ -1,0 +1,140 @@
+"""Tasks inside the owner's process, among tasks and calls on a real Ray: values, failures, losses and modes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exoflow
+from exoflow.dag import Node
+from tests.integration import engine_flows as flows
+
+MODES = ("none", "async", "sync")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def run(node: Any, store: str, **options: Any) -> Any:
+    return exoflow.run(node, workflow_id="w", store=store, **options)
+
+
+@exoflow.task(in_owner=True)
+def here(*given: Any) -> Any:
+    return [os.getpid(), threading.current_thread().name, *given]
+
+
+@exoflow.task(num_cpus=0)
+def there(*given: Any) -> Any:
+    return [os.getpid(), *given]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_values_go_into_the_owner_and_out_of_it(mode, store):
+    inner, outer = here.options(checkpoint=mode), there.options(checkpoint=mode)
+    first = inner.bind(1, outer.bind("x" * flows.BIG))
+    pid, last = run(outer.bind(inner.bind(first), first), store)[:2]
+    own, thread, (_, _, one, far) = last
+    assert own == os.getpid() != pid
+    assert thread == "exoflow-inside"
+    assert one == 1
+    assert far[1] == "x" * flows.BIG
+
+
+def summing(mode: str, last: int, carry: Node, i: int) -> Node:
+    return adding_up.options(checkpoint=mode).bind(carry, flows.adder(mode).add.bind(i), i, last)
+
+
+@exoflow.task(in_owner=True, deterministic=True)
+def adding_up(carry: int, total: int, i: int, last: int) -> Any:
+    return exoflow.stop(carry + total) if i == last else carry + total
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_carry_inside_the_owner_until_it_stops(mode, store):
+    assert run(exoflow.loop(functools.partial(summing, mode, 30), 0), store) == sum(
+        i * (i + 1) // 2 for i in range(1, 31)
+    )
+
+
+@exoflow.task(in_owner=True, retries=2, backoff=0.01)
+def raises_twice(folder: str) -> str:
+    for turn in ("first", "second"):
+        if flows.once(folder, turn):
+            raise ValueError(turn)
+    return "third"
+
+
+def test_an_exception_is_an_outcome_like_any_other(store, tmp_path):
+    assert run(there.bind(raises_twice.bind(str(tmp_path))), store)[1] == "third"
+
+
+@exoflow.task(in_owner=True)
+def exits(folder: str) -> str:
+    if flows.once(folder, "exit"):
+        sys.exit(3)
+    return "again"
+
+
+def test_what_would_end_a_process_is_a_loss_and_ends_nothing(store, tmp_path):
+    assert run(here.bind(exits.bind(str(tmp_path))), store)[2] == "again"
+
+
+@exoflow.task(in_owner=True)
+def fails() -> None:
+    message = "no such luck"
+    raise ValueError(message)
+
+
+def test_a_failure_says_why_and_nothing_behind_it_runs(store, tmp_path):
+    with pytest.raises(exoflow.TaskFailed, match="no such luck"):
+        run(touches.bind(str(tmp_path), fails.bind()), store)
+    assert not (tmp_path / "touched").exists()
+
+
+@exoflow.task(num_cpus=0)
+def touches(folder: str, _: Any) -> None:
+    (Path(folder) / "touched").touch()
+
+
+@exoflow.task(num_cpus=0, checkpoint="none", deterministic=True)
+def dies_once(folder: str) -> str:
+    if flows.once(folder, "death"):
+        os._exit(1)
+    return "alive"
+
+
+def test_an_input_whose_process_dies_comes_again(store, tmp_path):
+    assert run(here.bind(dies_once.bind(str(tmp_path))), store)[2] == "alive"
+
+
+@exoflow.task(num_cpus=0)
+def fails_there() -> None:
+    message = "not there either"
+    raise ValueError(message)
+
+
+def test_an_input_that_fails_elsewhere_is_named(store):
+    with pytest.raises(exoflow.TaskFailed, match="not there either"):
+        run(here.bind(fails_there.bind()), store)
+
+
+@exoflow.task(in_owner=True, catch_exceptions=True)
+def caught() -> None:
+    message = "caught"
+    raise KeyError(message)
+
+
+def test_exceptions_can_be_caught_inside_too(store):
+    value, error = run(caught.bind(), store)
+    assert value is None
+    assert isinstance(error, KeyError)

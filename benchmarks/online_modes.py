@@ -29,38 +29,20 @@ STORE_REQUESTS = 20
 
 
 def modes(folder: Path, options: argparse.Namespace) -> None:
-    """Compare none, async and sync."""
+    """Compare none, async and sync: saturated with large epochs and with those of the default size, then paced."""
     edges = options.mode_epochs * options.mode_epoch_edges
-    path = rmat_file(folder, options.mode_scale, edges)
-
-    def run(mode: str, rate: float | None = None, **more: object) -> WholeRun:
-        return whole_run(
-            folder,
-            str(path),
-            checkpoint=mode,
-            epoch_edges=options.mode_epoch_edges,
-            threads=options.threads,
-            rate=rate,
-            keep_epochs=options.mode_epochs,
-            **more,
-        )
-
-    sides = {
-        f"run {mode}": Side(lambda mode=mode: run(mode).edges_per_second, "run none")  # type: ignore[misc]
-        for mode in MODES
-    }
-    figures = interleaved(sides, options.runs)
-    about = f"R-MAT scale {options.mode_scale}, {options.mode_epochs:,} epochs of {options.mode_epoch_edges:,}"
-    show(f"Modes, saturated: {about}", "edges/s", sides, figures)
-    ratio = statistics.median(a / n for a, n in zip(figures["run async"], figures["run none"], strict=True))
-    show_goals([Goal("async / none, saturated", ratio, at_least=0.88)])
+    large = _saturated(folder, options, edges, options.epoch_edges)
+    write(options.out / "modes_large_epochs.parquet", rates(large))
+    figures = _saturated(folder, options, edges, options.mode_epoch_edges)
     write(options.out / "modes.parquet", rates(figures))
 
     rate = LOAD * statistics.median(figures["run none"])
+    about = _about(options, edges, options.mode_epoch_edges)
     rows: list[dict[str, object]] = []
     for number in range(options.runs):
         for mode in MODES:
-            latency = run(mode, rate).latency_ms[int(WARMUP_SHARE * options.mode_epochs) :]
+            done = _run(folder, options, mode, edges, options.mode_epoch_edges, rate)
+            latency = done.latency_ms[int(WARMUP_SHARE * options.mode_epochs) :]
             row = {name: percentile(latency, share) for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99))}
             rows.append({"side": mode, "run": number + 1, "epochs": len(latency), "rate": rate, **row})
             print(f"open loop {number + 1}: {mode} p50 {row['p50_ms']:.1f} ms", file=sys.stderr, flush=True)
@@ -74,6 +56,40 @@ def modes(folder: Path, options: argparse.Namespace) -> None:
     )
     write(options.out / "modes_open_loop.parquet", rows)
     _slow_stores(folder, options)
+
+
+def _run(
+    folder: Path, options: argparse.Namespace, mode: str, edges: int, epoch_edges: int, rate: float | None = None
+) -> WholeRun:
+    path = rmat_file(folder, options.mode_scale, edges)
+    return whole_run(
+        folder,
+        str(path),
+        checkpoint=mode,
+        epoch_edges=epoch_edges,
+        threads=options.threads,
+        rate=rate,
+        keep_epochs=edges // epoch_edges,
+    )
+
+
+def _saturated(folder: Path, options: argparse.Namespace, edges: int, epoch_edges: int) -> dict[str, list[float]]:
+    sides = {
+        f"run {mode}": Side(
+            lambda mode=mode: _run(folder, options, mode, edges, epoch_edges).edges_per_second,  # type: ignore[misc]
+            "run none",
+        )
+        for mode in MODES
+    }
+    figures = interleaved(sides, options.runs)
+    show(f"Modes, saturated: {_about(options, edges, epoch_edges)}", "edges/s", sides, figures)
+    ratio = statistics.median(a / n for a, n in zip(figures["run async"], figures["run none"], strict=True))
+    show_goals([Goal(f"async / none, saturated, epochs of {epoch_edges:,}", ratio, at_least=0.88)])
+    return figures
+
+
+def _about(options: argparse.Namespace, edges: int, epoch_edges: int) -> str:
+    return f"R-MAT scale {options.mode_scale}, {edges // epoch_edges:,} epochs of {epoch_edges:,}"
 
 
 def _show_latencies(rows: list[dict[str, object]]) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from graph_stream import kernels
 from graph_stream.adjacency import USED, Longs, Slots, Storage, Vertices
 from graph_stream.certificate import BUCKETS
+from graph_stream.crowding import Crowding
 from graph_stream.growable import widened
 from graph_stream.kernels import Found, Rule, Visits
 from graph_stream.ranks import Ranks
@@ -28,7 +29,10 @@ Execution = Literal["auto", "sparse", "dense"]
 Result = TypeVar("Result")
 
 INLINE_SLOTS = 4096
-"""Frontiers below this many slots are worked off in the calling thread: waking others would take longer."""
+"""Frontiers below this many slots are worked off in the calling thread: waking others would take longer.
+
+From there on, others are woken unless the processors are busy (`graph_stream.crowding`).
+"""
 DENSE_SHARE = 8
 """In ``auto``, a round is dense if the one before sent at least one message per this many slots."""
 
@@ -88,6 +92,7 @@ class Executor:
         self._execution = execution
         self._workspaces = [_Workspace(threads) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads - 1, "round") if threads > 1 else None
+        self._crowding = Crowding()
         self._dense = False
 
     def touch(self, ranks: Ranks, slots: Slots) -> None:
@@ -231,6 +236,8 @@ class Executor:
             lags += some_lags
             lanes += some_lanes
         lags[:, 0] = 0
+        if self._pool is not None:
+            self._crowding.look()
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def _settle(
@@ -250,7 +257,7 @@ class Executor:
     def _each(self, work: Callable[[int], Result], size: int) -> list[Result]:
         """Do one share of some work per thread; return when all are done (the barrier)."""
         shares = range(len(self._workspaces))
-        if self._pool is None or size < INLINE_SLOTS:
+        if self._pool is None or size < INLINE_SLOTS or not self._crowding.shares:
             return [work(share) for share in shares]
         others = [self._pool.submit(work, share) for share in shares[1:]]
         return [work(0), *(other.result() for other in others)]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from unittest.mock import patch
 
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 from hypothesis import strategies as st
 
+from graph_stream import execution
 from graph_stream.algorithms import Parameters, Weights
 from graph_stream.certificate import TOLERANCE_SLACK
+from graph_stream.crowding import Crowding
 from graph_stream.epoch import Summary, combine
 from graph_stream.eventtime import NEVER, EventTimes
 from graph_stream.graph import PartitionState
@@ -203,6 +207,13 @@ class Run:
         for state in self.states:
             edges = state.rows - state.vertices * len(state.rankings)
             assert edges <= len(state.capture_all()) <= state.rows
+
+
+@contextlib.contextmanager
+def always_threads() -> Iterator[None]:
+    """Have threads share all work, also of tiny frontiers and on busy processors."""
+    with patch.object(execution, "INLINE_SLOTS", 0), patch.object(Crowding, "look", lambda _: None):
+        yield
 
 
 def base_of(run: Run) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_stream import execution, records
+from graph_stream import records
 from graph_stream.algorithms import Parameters
 from graph_stream.epoch import combine
 from graph_stream.eventtime import EventTime
@@ -21,6 +21,7 @@ from graph_stream.snapshot import Changes, decode, encode
 from graph_stream.wheel import BUCKETS, file, unfile
 from tests.property.online_model import (
     Run,
+    always_threads,
     assert_tolerance_met,
     assert_within,
     base_of,
@@ -66,8 +67,8 @@ def test_one_hash_for_any_division_and_through_a_restore(parameters, stream, div
     for epoch in stream:
         model.apply(epoch)
         expected.append(model.state_hash())
-    # Threads also for tiny frontiers, and more than one go also for few expired edges.
-    with patch.object(execution, "INLINE_SLOTS", 0), patch.object(records, "_BLOCK_EXPIRED", 1):
+    # More than one go also for few expired edges.
+    with always_threads(), patch.object(records, "_BLOCK_EXPIRED", 1):
         for before, after in itertools.pairwise([*divisions, divisions[0]]):
             run = Run(parameters, *before)
             for number, epoch in enumerate(stream):

@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_stream import execution, ranking
+from graph_stream import ranking
 from graph_stream.algorithms import Parameters
-from tests.property.online_model import Model, Run, base_of, parameters, random_stream, restored, streams
+from tests.property.online_model import (
+    Model,
+    Run,
+    always_threads,
+    base_of,
+    parameters,
+    random_stream,
+    restored,
+    streams,
+)
 
 DIVISIONS = list(itertools.product([1, 2, 3, 4, 8], [1, 2], ["sparse", "dense", "auto"]))
 
@@ -30,7 +39,7 @@ def test_one_hash_for_any_division_of_the_work(parameters, stream, divisions):
         expected.append((model.state_hash(), counts))
     influence = {vertex: model.influence.get(vertex, 0) / 2**32 for vertex in model.vertices()}
     certificates = set()
-    with patch.object(execution, "INLINE_SLOTS", 0):  # threads also for tiny frontiers
+    with always_threads():
         for division in divisions:
             run = Run(parameters, *division)
             summaries = [run.apply(records) for records in stream]
@@ -47,7 +56,7 @@ def test_one_hash_on_a_larger_stream(p):
     parameters = Parameters(retweet_probability=p)
     stream = random_stream(seed=11, epochs=5, records=6000, ids=4000, deletes=0.25)
     hashes = set()
-    with patch.object(execution, "INLINE_SLOTS", 0):
+    with always_threads():
         for division in DIVISIONS:
             run = Run(parameters, *division)
             hashes.add(tuple(run.apply(records).state_hash for records in stream))
@@ -61,7 +70,7 @@ def test_one_hash_through_restores_on_other_divisions(p):
     stream = random_stream(seed=13, epochs=6, records=400, ids=200, deletes=0.25)
     undisturbed = Run(parameters)
     expected = [undisturbed.apply(records).state_hash for records in stream]
-    with patch.object(execution, "INLINE_SLOTS", 0):
+    with always_threads():
         for place, division in enumerate(DIVISIONS):
             run = Run(parameters, *division)
             # Steps of more than six: each time the number of partitions is another one.

@@ -68,6 +68,28 @@ class _Gathering:
         return self.timeout is not None and time.monotonic() - self.submitted_at >= self.timeout
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Made:
+    """What stands for the value of an attempt: a reference or an `OwnValue`, of a group of members one for each."""
+
+    values: list[Any]
+    grouped: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class _Held:
+    """An attempt that waits here for others, with hold of what it needs, whatever is released or stopped meanwhile."""
+
+    order: Submit
+    missing: set[Name]
+    made: dict[Name, _Made]
+    actor: _Actor | None
+
+
+_Actor = tuple[ActorSpec, int, list[Any]]
+"""An actor, its incarnation, and the handles of its members."""
+
+
 class RayExecutor:
     """Carries out the instructions that concern running code."""
 
@@ -84,21 +106,21 @@ class RayExecutor:
         self._generation = generation
         self._post = post
         self._hints = hints
-        self._values: dict[tuple[str, int], list[Any]] = {}
-        self._grouped: set[tuple[str, int]] = set()
-        self._actors: dict[str, tuple[ActorSpec, int, list[Any]]] = {}
-        self._calls: dict[tuple[str, int], str] = {}
+        self._made: dict[Name, _Made] = {}
+        self._actors: dict[str, _Actor] = {}
+        self._calls: dict[Name, str] = {}
         self._running: dict[tuple[str, int], Any] = {}
         self._tasks: dict[Any, Any] = {}
         self._watch_of_node = NodeWatch(post)
         self._backlog = Backlog(ray.cluster_resources().get("CPU", 1.0))
         self._waiting: dict[Name, Submit] = {}
-        self._held: dict[Name, tuple[Submit, set[Name]]] = {}
+        self._held: dict[Name, _Held] = {}
         self._followers: dict[Name, list[Name]] = {}
         self._alone: set[str] = set()
         self._ended: queue.SimpleQueue[tuple[Any, list[float], list[Submit]]] = queue.SimpleQueue()
         self._inside = Inside(_when_done, ray.exceptions.RayError)
-        self._are_inside: set[Name] = set()
+        self._are_inside: dict[Name, _Made] = {}
+        self._given_up: list[Name] = []
         self._came_out: queue.SimpleQueue[Name] = queue.SimpleQueue()
 
     @property
@@ -149,7 +171,8 @@ class RayExecutor:
         name = (order.spec.id, order.attempt)
         missing = {live for live in _live_names(order) if self._is_behind(live)}
         if missing:
-            self._held[name] = (order, missing)
+            made = {live: self._made[live] for live in _live_names(order) if live not in missing}
+            self._held[name] = _Held(order, missing, made, self._actors.get(order.spec.actor or ""))
             for live in missing:
                 self._followers.setdefault(live, []).append(name)
         elif self._may_wait(order):
@@ -162,23 +185,26 @@ class RayExecutor:
         """Hand over to Ray what it has room for."""
         while not self._came_out.empty():
             name = self._came_out.get()
-            self._are_inside.discard(name)
-            self._let_followers_go(name)
+            self._let_followers_go(name, self._are_inside.pop(name))
+        for name in self._given_up:
+            # Who waits for an attempt that will not run any more refuses, as if it had failed.
+            self._let_followers_go(name, _Made([OwnValue()]))
+        self._given_up.clear()
         while not self._ended.empty():
             kind, seconds, not_run = self._ended.get()
             self._backlog.ended(kind, seconds)
             for order in not_run:
                 self._alone.add(order.spec.id)
-                if (order.spec.id, order.attempt) in self._values:
+                if (order.spec.id, order.attempt) in self._made:
                     self._start(order)
         for kind, names in self._backlog.take():
             orders = [self._waiting.pop(name) for name in names]
             if len(orders) == 1:
-                self._start(orders[0], kind)
+                self._start(orders[0], kind=kind)
             else:
                 self._start_bundle(orders, kind)
             for name in names:
-                self._let_followers_go(name)
+                self._let_followers_go(name, self._made[name])
 
     def _is_behind(self, name: Name) -> bool:
         """Whether there is nothing yet that would stand for an attempt's value."""
@@ -192,27 +218,30 @@ class RayExecutor:
         limited = (options.num_cpus is None or options.num_cpus > 0) and options.timeout is None
         return plain and limited and not order.sources and order.spec.id not in self._alone
 
-    def _let_followers_go(self, name: Name) -> None:
-        """Start what only waited for an attempt to be handed over."""
-        handed_over = [name]
+    def _let_followers_go(self, name: Name, made: _Made) -> None:
+        """Start what only waited for something that stands for an attempt's value."""
+        handed_over = [(name, made)]
         while handed_over:
-            upstream = handed_over.pop()
+            upstream, made = handed_over.pop()
             for follower in self._followers.pop(upstream, ()):
-                order, missing = self._held.get(follower, (None, {upstream}))
-                missing.discard(upstream)
-                if order is not None and not missing:
+                held = self._held.get(follower)
+                if held is None:
+                    continue
+                held.missing.discard(upstream)
+                held.made[upstream] = made
+                if not held.missing:
                     del self._held[follower]
-                    self._start(order)
+                    self._start(held.order, held)
                     if follower not in self._are_inside:
-                        handed_over.append(follower)
+                        handed_over.append((follower, self._made[follower]))
 
     def _start_bundle(self, orders: list[Submit], kind: Any) -> None:
         """Submit attempts that run one after the other in one process, each with a value of its own."""
-        jobs = [wire.pack(self._job(order)[0]) for order in orders]
+        jobs = [wire.pack(self._job(order, self._made)[0]) for order in orders]
         *values, outcomes = self._remote(BUNDLE, orders[0].spec, len(jobs) + 1).remote(jobs)
         names = [(order.spec.id, order.attempt) for order in orders]
         for name, value in zip(names, values, strict=True):
-            self._values[name] = [value]
+            self._made[name] = _Made([value])
             self._running[name] = outcomes
         _when_done(outcomes, functools.partial(self._bundle_ended, orders, kind))
 
@@ -237,8 +266,8 @@ class RayExecutor:
             if event is not None:
                 self._post(event)
 
-    def _start(self, order: Submit, kind: Any = None) -> None:
-        job, inputs = self._job(order)
+    def _start(self, order: Submit, held: _Held | None = None, kind: Any = None) -> None:
+        job, inputs = self._job(order, self._made if held is None else held.made)
         if order.spec.options.in_owner:
             self._start_inside(order, job, inputs)
             return
@@ -248,16 +277,15 @@ class RayExecutor:
         timeout = order.spec.options.timeout
         if order.call is None:
             value, outcome = self._remote(TASK, order.spec, 2).remote(packed, *values)
-            self._values[name] = [value]
+            self._made[name] = _Made([value])
             self._running[name] = outcome
             self._watch(outcome, name, 0, None, _Gathering([None], grouped=False, timeout=timeout), kind)
             return
-        spec, incarnation, handles = self._actors[order.spec.actor or ""]
+        actor = None if held is None else held.actor
+        spec, incarnation, handles = actor or self._actors[order.spec.actor or ""]
         pairs = [handle.call.remote(packed, *values) for handle in handles]
-        self._values[name] = [value for value, _ in pairs]
+        self._made[name] = _Made([value for value, _ in pairs], spec.replicas is not None)
         self._calls[name] = spec.id
-        if spec.replicas is not None:
-            self._grouped.add(name)
         gathering = _Gathering([None] * len(pairs), spec.replicas is not None, timeout=timeout)
         for index, (_, outcome) in enumerate(pairs):
             self._watch(outcome, name, index, (spec.id, incarnation), gathering)
@@ -265,8 +293,7 @@ class RayExecutor:
     def _start_inside(self, order: Submit, job: Job, inputs: list[Any]) -> None:
         name = (order.spec.id, order.attempt)
         result = OwnValue()
-        self._values[name] = [result]
-        self._are_inside.add(name)
+        self._made[name] = self._are_inside[name] = _Made([result])
         references = RayReferences(self._workflow_id, self._store_uri)
 
         def ended(answer: Any) -> None:
@@ -288,7 +315,7 @@ class RayExecutor:
             where = (self._workflow_id, self._store_uri, order.known)
             outputs = [
                 PERSIST.remote(*where, value.value if isinstance(value, OwnValue) else value)
-                for value in self._values[name]
+                for value in self._made[name].values
             ]
         if order.state:
             spec, incarnation, handles = self._actors[self._calls[name]]
@@ -301,10 +328,11 @@ class RayExecutor:
         name = (task, attempt)
         if self._waiting.pop(name, None) is not None:
             self._backlog.drop(name)
-        self._held.pop(name, None)
-        self._values.pop(name, None)
+            self._given_up.append(name)
+        if self._held.pop(name, None) is not None:
+            self._given_up.append(name)
+        self._made.pop(name, None)
         self._calls.pop(name, None)
-        self._grouped.discard(name)
 
     def close(self) -> None:
         """End all actors of this workflow, and all attempts that nobody waits for any more."""
@@ -313,7 +341,7 @@ class RayExecutor:
         self._inside.close(ENDING_SECONDS)
         if not self._watch_of_node.lost:
             self._end_all()
-        self._values.clear()
+        self._made.clear()
         self._watch_of_node.stop()
 
     def _end_all(self) -> None:
@@ -344,10 +372,10 @@ class RayExecutor:
             made = self._tasks[key] = function.options(name=code, num_returns=num_returns, **spec.options.ray_options())
         return made
 
-    def _job(self, order: Submit) -> tuple[Job, list[Any]]:
+    def _job(self, order: Submit, made: Mapping[Name, _Made]) -> tuple[Job, list[Any]]:
         names = [(live.task, live.attempt) for live in live_inputs(order)]
-        members = [len(self._values[name]) if name in self._grouped else None for name in names]
-        values = [value for name in names for value in self._values[name]]
+        members = [len(made[name].values) if made[name].grouped else None for name in names]
+        values = [value for name in names for value in made[name].values]
         return make_job(order, self._workflow_id, self._store_uri, members, self._generation, self._hints), values
 
     def _watch(
@@ -417,7 +445,7 @@ class RayExecutor:
         self, outputs: list[Any], states: list[Any], name: tuple[str, int], actor: tuple[str, int] | None
     ) -> None:
         task, attempt = name
-        grouped = name in self._grouped
+        grouped = name in self._made and self._made[name].grouped
         references = [*outputs, *states]
         made: list[Value | None] = [None] * len(references)
         missing = [len(references)]

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,38 @@ def test_exceptions_can_be_caught_inside_too(store):
     value, error = run(caught.bind(), store)
     assert value is None
     assert isinstance(error, KeyError)
+
+
+@exoflow.task(in_owner=True, deterministic=True)
+def slowly_last(carry: int, total: int, i: int, last: int) -> Any:
+    time.sleep(0.05)
+    return exoflow.stop(total) if i == last else total
+
+
+def dying(mode: str, folder: str, at: int, last: int, carry: Node, i: int) -> Node:
+    total = flows.adder(mode).add_and_die.bind(folder, i, at)
+    return slowly_last.options(checkpoint=mode).bind(carry, total, i, last)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_actor_that_dies_while_its_consumers_wait_inside(mode, store, tmp_path):
+    assert run(exoflow.loop(functools.partial(dying, mode, str(tmp_path), 6, 12), 0), store) == 78
+
+
+@exoflow.task(in_owner=True, deterministic=True)
+def fails_late(carry: int, total: int, i: int) -> int:
+    time.sleep(0.05)
+    if i == 4:
+        message = "too late"
+        raise ValueError(message)
+    return total
+
+
+def failing(mode: str, carry: Node, i: int) -> Node:
+    return fails_late.options(checkpoint=mode).bind(carry, flows.adder(mode).add.bind(i), i)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failure_inside_ends_what_waits_behind_it(mode, store):
+    with pytest.raises(exoflow.TaskFailed, match="too late"):
+        run(exoflow.loop(functools.partial(failing, mode), 0), store)

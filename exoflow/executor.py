@@ -21,7 +21,6 @@ import ray.exceptions
 from exoflow import wire
 from exoflow.backlog import Backlog, Name
 from exoflow.cluster import NodeWatch
-from exoflow.errors import ClusterLost
 from exoflow.inside import Inside, OwnValue
 from exoflow.messages import (
     ActorLost,
@@ -47,7 +46,7 @@ from exoflow.messages import (
 from exoflow.plan import ActorSpec, TaskSpec
 from exoflow.records import Value
 from exoflow.remote import BUNDLE, HOST, PERSIST, TASK, RayReferences
-from exoflow.worker import Failure, Job, Outcome, Refusal, Settlement, live_inputs, make_job, run_task
+from exoflow.worker import Failure, Job, Outcome, Refusal, Settlement, live_inputs, make_job, run_inside
 
 ENDING_SECONDS = 1.0
 """How long attempts that nobody waits for any more may go on before they are ended by force."""
@@ -98,7 +97,7 @@ class RayExecutor:
         workflow_id: str,
         store_uri: str,
         generation: int,
-        post: Callable[[Event | ClusterLost | Told], None],
+        post: Callable[[Event | BaseException | Told], None],
         hints: Mapping[str, Any],
     ) -> None:
         self._workflow_id = workflow_id
@@ -118,7 +117,7 @@ class RayExecutor:
         self._followers: dict[Name, list[Name]] = {}
         self._alone: set[str] = set()
         self._ended: queue.SimpleQueue[tuple[Any, list[float], list[Submit]]] = queue.SimpleQueue()
-        self._inside = Inside(_when_done, ray.exceptions.RayError)
+        self._inside = Inside(_when_done, ray.exceptions.RayError, post)
         self._are_inside: dict[Name, _Made] = {}
         self._given_up: list[Name] = []
         self._came_out: queue.SimpleQueue[Name] = queue.SimpleQueue()
@@ -299,11 +298,14 @@ class RayExecutor:
         def ended(answer: Any) -> None:
             # Before the event: who handles it lets go, at the next `pump`, what waits for this value.
             self._came_out.put(name)
+            if answer is None or _failed_upstream(answer):
+                self._post(Refused(*name))
+                return
             event = self._event_of(answer, name, 0, None, _Gathering([None], grouped=False))
             if event is not None:
                 self._post(event)
 
-        self._inside.start(lambda values: run_task(job, values, references=references), inputs, result, ended)
+        self._inside.start(lambda values: run_inside(job, values, references), inputs, result, ended)
 
     def persist(self, order: Persist) -> None:
         """Start making an attempt's leavings durable."""
@@ -331,6 +333,9 @@ class RayExecutor:
             self._given_up.append(name)
         if self._held.pop(name, None) is not None:
             self._given_up.append(name)
+        inside = self._are_inside.get(name)
+        if inside is not None:
+            inside.values[0].wanted = False
         self._made.pop(name, None)
         self._calls.pop(name, None)
 
@@ -514,19 +519,33 @@ def _loss(error: BaseException, task: str, attempt: int, actor: tuple[str, int] 
         return ActorLost(actor[0], actor[1], _first_line(error))
     if _data_lost(error):
         return InputLost(task, attempt, _first_line(error))
-    if isinstance(error, ray.exceptions.RayTaskError):
-        # Bodies never raise here. A cause of Ray's own is an input's.
-        if isinstance(error.cause, ray.exceptions.RaySystemError):
-            return Failed(task, attempt, f"an input could not be unpickled\n{error.cause}", not_done=True)
-        if not isinstance(error.cause, ray.exceptions.RayError):
-            return Failed(task, attempt, f"the output cannot travel\n{error}")
+    if _unreadable(error):
+        return Failed(task, attempt, f"an input could not be unpickled\n{_cause(error)}", not_done=True)
+    # Bodies never raise here. A cause of Ray's own is an input's.
+    if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, ray.exceptions.RayError):
+        return Failed(task, attempt, f"the output cannot travel\n{error}")
     return Lost(task, attempt, _first_line(error))
+
+
+def _cause(error: BaseException) -> Any:
+    return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
 
 
 def _data_lost(error: BaseException) -> bool:
     """Whether an object is gone with the process or node that held it."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return isinstance(cause, ray.exceptions.ObjectLostError)
+    return isinstance(_cause(error), ray.exceptions.ObjectLostError)
+
+
+def _unreadable(error: BaseException) -> bool:
+    """Whether an object is there, but not what it was made of: code that cannot be imported, say."""
+    return isinstance(_cause(error), ray.exceptions.RaySystemError)
+
+
+def _failed_upstream(answer: Any) -> bool:
+    """Whether an input is no value because its own attempt failed, which that attempt tells."""
+    if not isinstance(answer, ray.exceptions.RayTaskError):
+        return False
+    return not isinstance(answer.cause, ray.exceptions.RayError)
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,10 +21,11 @@ Run = Callable[[Sequence[Any]], tuple[Any, Any]]
 
 
 class OwnValue:
-    """What an attempt inside the owner has made, once it has."""
+    """What an attempt inside the owner has made, once it has; ``wanted`` says that it is still worth making."""
 
     def __init__(self) -> None:
         self.value: Any = Unavailable()
+        self.wanted = True
 
 
 class Inside:
@@ -36,11 +37,15 @@ class Inside:
         How to learn what Ray's references have become.
     lost : type of exception
         What a reference has become whose value never comes.
+    fail : callable
+        Is told what nobody has foreseen; attempts go on behind it.
     """
 
-    def __init__(self, when_done: WhenDone, lost: type[BaseException]) -> None:
+    def __init__(self, when_done: WhenDone, lost: type[BaseException], fail: Callable[[BaseException], None]) -> None:
         self._when_done = when_done
         self._lost = lost
+        self._fail = fail
+        self._closed = False
         self._ready: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="exoflow-inside", daemon=True)
         self._thread.start()
@@ -57,7 +62,8 @@ class Inside:
         result : OwnValue
             Gets the attempt's value.
         tell : callable
-            Gets its outcome, or the exception that one of the inputs is; in another thread.
+            Gets its outcome, or the exception that one of the inputs is, or None where it was not wanted any more; in
+            another thread.
         """
         values = [given.value if isinstance(given, OwnValue) else None for given in inputs]
         references = [(index, given) for index, given in enumerate(inputs) if not isinstance(given, OwnValue)]
@@ -72,14 +78,22 @@ class Inside:
 
     def close(self, seconds: float) -> None:
         """Run nothing more, and wait a while for what runs."""
+        self._closed = True
         self._ready.put(None)
         self._thread.join(seconds)
 
     def _work(self) -> None:
-        while (work := self._ready.get()) is not None:
-            work()
+        while (work := self._ready.get()) is not None and not self._closed:
+            try:
+                work()
+            except Exception as error:
+                self._fail(error)
+            del work  # it holds inputs
 
     def _run(self, run: Run, values: Sequence[Any], result: OwnValue, tell: Callable[[Any], None]) -> None:
+        if not result.wanted:
+            tell(None)
+            return
         broken = next((value for value in values if isinstance(value, self._lost)), None)
         if broken is not None:
             tell(broken)

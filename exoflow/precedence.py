@@ -15,28 +15,24 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_ORDINARY = 0
-"""`os.SCHED_OTHER`, which is not there on every system."""
-
 
 def process_gives_way() -> None:
     """Let all threads of this process give way, and those that they will start."""
     if sys.platform == "linux":
         for thread in Path("/proc/self/task").iterdir():
-            _schedule(int(thread.name), os.SCHED_BATCH)
+            _change(int(thread.name), os.SCHED_OTHER, os.SCHED_BATCH)
 
 
 @contextlib.contextmanager
 def giving_way() -> Iterator[None]:
     """Let the calling thread give way within the block, and for good the threads and processes that it starts there."""
-    before = os.sched_getscheduler(0) if sys.platform == "linux" else _ORDINARY
-    if sys.platform == "linux":
-        _schedule(threading.get_native_id(), os.SCHED_BATCH)
+    thread = threading.get_native_id()
+    changed = sys.platform == "linux" and _change(thread, os.SCHED_OTHER, os.SCHED_BATCH)
     try:
         yield
     finally:
-        if sys.platform == "linux":
-            _schedule(threading.get_native_id(), before)
+        if changed:
+            _change(thread, os.SCHED_BATCH, os.SCHED_OTHER)
 
 
 def take_precedence() -> None:
@@ -45,11 +41,14 @@ def take_precedence() -> None:
     For an actor on whose calls a stream waits: called where it starts, for its calls run in the same thread.
     """
     if sys.platform == "linux":
-        _schedule(threading.get_native_id(), _ORDINARY)
+        _change(threading.get_native_id(), os.SCHED_BATCH, os.SCHED_OTHER)
 
 
-def _schedule(thread: int, policy: int) -> None:
-    if sys.platform == "linux":
-        # A thread may have ended, and a sandbox may forbid it: that costs some speed, nothing else.
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(thread, policy, os.sched_param(0))
+def _change(thread: int, before: int, after: int) -> bool:
+    """Change a thread's policy if it is ``before``; return whether it was. Another one is somebody's choice."""
+    # A thread may have ended, and a sandbox may forbid it: that costs some speed, nothing else.
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(thread) == before:
+            os.sched_setscheduler(thread, after, os.sched_param(0))
+            return True
+    return False

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exoflow.blobs import Blobs, object_key
+from exoflow.blobs import INLINE_BYTES, Blobs, object_key
 from exoflow.code import CodeRef
 from exoflow.codec import Blob, Encoded, References, decode, fill
 from exoflow.dag import Node, Stop
@@ -350,6 +350,27 @@ def run_task(
         if job.catches and last and begun and settled and not failure.input_lost:
             return _reported(job, _with_error(None, error), blobs, started_at)
         return Unavailable(), failure
+
+
+def run_inside(job: Job, values: Sequence[Any], references: References | None = None) -> tuple[Any, Outcome]:
+    """Run one attempt inside the owner; see `run_task`.
+
+    Its value goes to others without being a reference, so it must be one that a record could hold: small, and
+    without references in it.
+    """
+    try:
+        value, outcome = run_task(job, values, references=references)
+        if isinstance(outcome, Report) and outcome.output is None:
+            blobs = Blobs(store_at(job.store_uri), job.workflow_id, references)
+            if blobs.small(_plain(value)) is None:
+                error = (
+                    f"{job.task} runs in the owner and returned more than {INLINE_BYTES:,} bytes, or references to "
+                    "objects: return small values, or leave in_owner out"
+                )
+                return Unavailable(), Failure(error, no_retry=True)
+    except Exception:
+        return Unavailable(), Failure(f"the output cannot travel\n{traceback.format_exc(limit=-20)}")
+    return value, outcome
 
 
 def _outlived(job: Job, store: Store) -> bool:

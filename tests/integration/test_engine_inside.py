@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 import exoflow
 from exoflow.dag import Node
@@ -34,6 +35,11 @@ def here(*given: Any) -> Any:
     return [os.getpid(), threading.current_thread().name, *given]
 
 
+@exoflow.task(in_owner=True)
+def size(given: list[Any]) -> int:
+    return len(given[1])
+
+
 @exoflow.task(num_cpus=0)
 def there(*given: Any) -> Any:
     return [os.getpid(), *given]
@@ -42,13 +48,13 @@ def there(*given: Any) -> Any:
 @pytest.mark.parametrize("mode", MODES)
 def test_values_go_into_the_owner_and_out_of_it(mode, store):
     inner, outer = here.options(checkpoint=mode), there.options(checkpoint=mode)
-    first = inner.bind(1, outer.bind("x" * flows.BIG))
+    first = inner.bind(1, size.bind(outer.bind("x" * flows.BIG)))
     pid, last = run(outer.bind(inner.bind(first), first), store)[:2]
     own, thread, (_, _, one, far) = last
     assert own == os.getpid() != pid
     assert thread == "exoflow-inside"
     assert one == 1
-    assert far[1] == "x" * flows.BIG
+    assert far == flows.BIG
 
 
 def summing(mode: str, last: int, carry: Node, i: int) -> Node:
@@ -174,3 +180,78 @@ def failing(mode: str, carry: Node, i: int) -> Node:
 def test_a_failure_inside_ends_what_waits_behind_it(mode, store):
     with pytest.raises(exoflow.TaskFailed, match="too late"):
         run(exoflow.loop(functools.partial(failing, mode), 0), store)
+
+
+@exoflow.task(in_owner=True, checkpoint="none", deterministic=True)
+def large() -> str:
+    return "x" * flows.BIG
+
+
+@exoflow.task(in_owner=True, checkpoint="none", deterministic=True)
+def reference() -> Any:
+    return ray.put("far away")
+
+
+@exoflow.task(in_owner=True, checkpoint="none", deterministic=True)
+def lock() -> Any:
+    return threading.Lock()
+
+
+class Locked(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+@exoflow.task(in_owner=True, catch_exceptions=True)
+def raises_a_lock() -> None:
+    raise Locked
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [(large, "small values"), (reference, "small values"), (lock, "cannot"), (raises_a_lock, "cannot")],
+)
+def test_a_value_that_no_record_could_hold_fails_its_task(task, words, store):
+    with pytest.raises(exoflow.TaskFailed, match=words) as raised:
+        run(there.bind(task.bind()), store)
+    assert task.__name__ in str(raised.value)
+
+
+class Unreadable:
+    """Cannot be made again from what was pickled."""
+
+    def __reduce__(self) -> Any:
+        return _unreadable, ()
+
+
+def _unreadable() -> None:
+    message = "nothing to be read"
+    raise ValueError(message)
+
+
+@exoflow.task(num_cpus=0, checkpoint="none", deterministic=True)
+def unreadable() -> Any:
+    return Unreadable()
+
+
+def test_an_input_that_cannot_be_read_is_named_as_such(store):
+    with pytest.raises(exoflow.TaskFailed, match="an input could not be unpickled"):
+        run(here.bind(unreadable.bind()), store)
+
+
+def test_what_is_ready_does_not_run_once_its_workflow_has_ended(store, tmp_path):
+    slow = [sleeps.bind(str(tmp_path), number) for number in range(50)]
+    with pytest.raises(exoflow.TaskFailed, match="no such luck"):
+        run(here.bind(fails.bind(), *slow), store)
+    counted = len(list(tmp_path.glob("slept-*")))
+    time.sleep(0.2)
+    assert len(list(tmp_path.glob("slept-*"))) <= counted + 1
+    assert counted < 50
+
+
+@exoflow.task(in_owner=True)
+def sleeps(folder: str, number: int) -> None:
+    time.sleep(0.05)
+    (Path(folder) / f"slept-{number}").touch()

@@ -55,3 +55,17 @@ def test_a_thread_of_a_process_that_gives_way_can_take_precedence():
             assert other.submit(gives_way).result()
         finally:
             exoflow.take_precedence()
+
+
+def test_a_policy_of_somebodys_choice_stays():
+    def idle() -> list[int]:
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        seen = []
+        with giving_way():
+            seen.append(os.sched_getscheduler(0))
+        seen.append(os.sched_getscheduler(0))
+        exoflow.take_precedence()
+        return [*seen, os.sched_getscheduler(0)]
+
+    with ThreadPoolExecutor(1) as one:
+        assert one.submit(idle).result() == [os.SCHED_IDLE] * 3

@@ -68,6 +68,11 @@ class Observer(Protocol):
         """Learn what the code of an actor said with `Context.tell`."""
 
 
+_SIGNALS_SEEN_SECONDS = 0.5
+"""How long an interrupt may go unseen. The system gives a signal to any thread of the process; Python handles it in the
+main one, but wakes that only if the signal was its own, and nothing may happen for hours that would."""
+
+
 class Controller:
     """Owns a workflow from claim to end.
 
@@ -189,8 +194,10 @@ class Controller:
                 heapq.heappop(self._wakes)
                 return Woken(task)
             with contextlib.suppress(queue.Empty):
-                return self._events.get(timeout=seconds)
-        return self._events.get()
+                return self._events.get(timeout=min(seconds, _SIGNALS_SEEN_SECONDS))
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=_SIGNALS_SEEN_SECONDS)
 
     def _obey(self, instruction: Instruction, executor: RayExecutor) -> None:
         match instruction:

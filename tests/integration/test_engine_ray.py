@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,26 @@ def test_a_call_that_waits_is_heard_and_a_query_runs_beside_it(store, tmp_path):
     query = patient.let_go.options(query=True).bind()
     assert run(takes.bind(waited=patient.wait.bind(), queried=query), store, observer=Touch(tmp_path)) == 3
     assert (tmp_path / "told").read_text() == "Patient: waiting\n"
+
+
+def test_an_interrupt_that_another_thread_gets_ends_the_wait(store, tmp_path):
+    def interrupt() -> None:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "told").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)  # nothing more happens: the owner waits
+        sent.append(time.monotonic())
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    sent: list[float] = []
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(Patient.bind(str(tmp_path)).wait.bind(), store, observer=Touch(tmp_path))
+    # The call would give up, and be heard of, after 30 seconds.
+    assert time.monotonic() - sent[0] < 15
+    thread.join()
 
 
 def test_an_actor_that_dies_while_it_persists_is_noticed(store, tmp_path):

@@ -80,8 +80,7 @@ class TaskOptions:
     in_owner : bool
         Tasks only: the body runs in a thread of the process that owns the workflow, one such body at a time. For what
         takes microseconds on small values, where going to another process would take a hundred times as long. Its
-        output has to be one that a record could hold (64 KiB, no references to objects), and what it is given must not
-        be changed.
+        output must hold no references to objects, and what it is given must not be changed.
     name : str or None
         Task id; the function's name when None.
     metadata : Mapping

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exoflow.blobs import INLINE_BYTES, Blobs, object_key
+from exoflow.blobs import Blobs, object_key
 from exoflow.code import CodeRef
-from exoflow.codec import Blob, Encoded, References, decode, fill
+from exoflow.codec import Blob, Encoded, HoldsReferences, References, decode, encode_plain, fill
 from exoflow.dag import Node, Stop
 from exoflow.effects import Done, NotDone, Unknown, Verdict
 from exoflow.errors import CorruptRecord, EffectNotDone, NoRetry, StorageUnavailable
@@ -355,19 +355,15 @@ def run_task(
 def run_inside(job: Job, values: Sequence[Any], references: References | None = None) -> tuple[Any, Outcome]:
     """Run one attempt inside the owner; see `run_task`.
 
-    Its value goes to others without being a reference, so it must be one that a record could hold: small, and
-    without references in it.
+    Its value goes to others as it is, so it must be one that can travel, and hold no references.
     """
     try:
         value, outcome = run_task(job, values, references=references)
         if isinstance(outcome, Report) and outcome.output is None:
-            blobs = Blobs(store_at(job.store_uri), job.workflow_id, references)
-            if blobs.small(_plain(value)) is None:
-                error = (
-                    f"{job.task} runs in the owner and returned more than {INLINE_BYTES:,} bytes, or references to "
-                    "objects: return small values, or leave in_owner out"
-                )
-                return Unavailable(), Failure(error, no_retry=True)
+            encode_plain(_plain(value), None if references is None else references.kind)
+    except HoldsReferences:
+        error = f"{job.task} runs in the owner and returned references to objects: return values, or leave in_owner out"
+        return Unavailable(), Failure(error, no_retry=True)
     except Exception:
         return Unavailable(), Failure(f"the output cannot travel\n{traceback.format_exc(limit=-20)}")
     return value, outcome

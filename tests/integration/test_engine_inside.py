@@ -182,9 +182,14 @@ def test_a_failure_inside_ends_what_waits_behind_it(mode, store):
         run(exoflow.loop(functools.partial(failing, mode), 0), store)
 
 
-@exoflow.task(in_owner=True, checkpoint="none", deterministic=True)
+@exoflow.task(in_owner=True, deterministic=True)
 def large() -> str:
     return "x" * flows.BIG
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_value_too_large_for_a_record_travels_too(mode, store):
+    assert run(size.bind(there.bind(large.options(checkpoint=mode).bind())), store) == flows.BIG
 
 
 @exoflow.task(in_owner=True, checkpoint="none", deterministic=True)
@@ -211,9 +216,9 @@ def raises_a_lock() -> None:
 
 @pytest.mark.parametrize(
     ("task", "words"),
-    [(large, "small values"), (reference, "small values"), (lock, "cannot"), (raises_a_lock, "cannot")],
+    [(reference, "returned references"), (lock, "cannot"), (raises_a_lock, "cannot")],
 )
-def test_a_value_that_no_record_could_hold_fails_its_task(task, words, store):
+def test_a_value_that_cannot_travel_fails_its_task(task, words, store):
     with pytest.raises(exoflow.TaskFailed, match=words) as raised:
         run(there.bind(task.bind()), store)
     assert task.__name__ in str(raised.value)

@@ -19,7 +19,7 @@ class Report:
     Attributes
     ----------
     output : Value or None
-        The durable output, where the attempt could make it durable on the way (small, or sync).
+        The durable output, where the attempt could make it durable on the way: small ones.
     state : Value or None
         The actor's durable state, where it was small enough to travel with the report.
     stop : bool

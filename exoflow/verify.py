@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from exoflow.blobs import blob_folder
 from exoflow.codec import Blob
@@ -425,18 +425,24 @@ def verify(workflow_id: str, expand: Expand | None = None) -> Steps[list[Problem
         problems.append(Problem("journal object 1", "nothing says which plan the workflow has"))
     else:
         plan = yield from _read_plan(workflow_id, started.digest, problems)
-    verifier = Verifier(plan, expand)
-    for found in objects:
-        try:
-            verifier.add(found)
-        except DefinitionError as error:
-            message = f"the code of a loop cannot be loaded, so its order is not checked: {error}"
-            return [*problems, *verifier.problems, Problem("plan", message)]
+    try:
+        verifier = _checked(objects, plan, expand)
+    except DefinitionError as error:
+        message = f"the code of a loop cannot be loaded, so the order inside its iterations is not checked: {error}"
+        problems.append(Problem("plan", message))
+        verifier = _checked(objects, plan, None)
     problems += verifier.problems
     for record in (*verifier.history.committed.values(), *verifier.history.snapshots.values()):
         for blob in record.blobs:
             problems += yield from _check_blob(workflow_id, record.task, blob)
     return problems
+
+
+def _checked(objects: Sequence[JournalObject], plan: Plan | None, expand: Expand | None) -> Verifier:
+    verifier = Verifier(plan, expand)
+    for found in objects:
+        verifier.add(found)
+    return verifier
 
 
 def _read_plan(workflow_id: str, digest: str, problems: list[Problem]) -> Steps[Plan | None]:

@@ -259,7 +259,7 @@ class Context:
         return self._blobs.path(object_key(self.workflow_id, name))
 
     def request_checkpoint(self) -> None:
-        """Ask that this actor call's snapshot be made durable, whatever its annotations say."""
+        """Ask that this actor call's snapshot be made durable, whatever its annotations say. A query has none."""
         self.checkpoint_requested = True
 
     def tell(self, text: str) -> None:
@@ -567,7 +567,8 @@ class Member:
                 method = getattr(self._object, job.method or "")
                 value = method(*args, **kwargs)
                 state = None
-                if job.capture or (ctx.checkpoint_requested and self._spec.durable):
+                requested = ctx.checkpoint_requested and self._spec.durable and not job.query
+                if job.capture or requested:
                     state = self._capture(job.attempt)
             if job.leaves:
                 self.token = job.leaves

@@ -272,7 +272,7 @@ class Parameters:
 def share(
     degree: Int, contribution: Int, influence: Int, base: float, probability: float, threshold: float, scale: float
 ) -> Int:
-    """Return the contribution a vertex ought to have emitted: the rule (design, section 5).
+    """Return the contribution a vertex ought to have emitted: the rule (docs/design/0003-online-state.md).
 
     All arithmetic is float64, one correctly rounded operation at a time, so that every machine and every
     execution of a round decides alike.

@@ -2,7 +2,7 @@
 
 With ``y_f = b_f + p*X_f`` (what follower ``f`` ought to share out) and ``d_f*c_f`` (what it has shared out),
 the lag of ``f`` is ``(y_f - d_f*c_f) / b_f``. If every lag lies in ``[-e_minus, e_plus]``, then ``X/(1 + e_minus) <=
-I <= X/(1 - e_plus)`` at every vertex (design, section 5), so ``|I - X| <= e*I`` with ``e = max(e_plus,
+I <= X/(1 - e_plus)`` at every vertex (docs/design/0003-online-state.md), so ``|I - X| <= e*I`` with ``e = max(e_plus,
 e_minus)``.
 
 Lags are counted in buckets, 32 to the octave, so that the largest is known within 3 % without visiting the
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from graph_stream.algorithms import Parameters
 from graph_stream.compiled import Int, compiled
+from graph_stream.errors import GraphStreamError
 
 BUCKETS_PER_OCTAVE = 32
 LOWEST_EXPONENT = -43
@@ -32,7 +33,7 @@ TOLERANCE_SLACK = 2.0**-20
 it."""
 
 
-class CapacityExceeded(Exception):
+class CapacityExceeded(GraphStreamError):
     """The graph has more vertices than 64-bit fixed point can carry at this retweet probability."""
 
 

@@ -29,6 +29,7 @@ from graph_stream.ledger import EVENT_TIME_COLUMNS
 from graph_stream.memory import parse_size
 from graph_stream.progress import Meter
 from ingest import IDLE_SECONDS, IDS, ON_LOST_OFFSET, IngestError
+from spark.output import OutputCorrupt
 from spark.session import SparkUnavailable
 
 EPOCH_EDGES, MAX_EPOCH_EDGES = 10_000, 1_000_000
@@ -401,6 +402,10 @@ def report(run_ids: tuple[str, ...], store: str, out: Path, warmup: int) -> None
     from graph_stream import runs
     from graph_stream.report import write_report
 
+    twice = [run_id for run_id, times in Counter(run_ids).items() if times > 1]
+    if twice:
+        message = f"--run-id {twice[0]} is given twice; name each run once"
+        raise click.UsageError(message)
     about = environment()
     opened = [runs.open_run(run_id, store) for run_id in run_ids]
     written = write_report([runs.report_of(each, about) for each in opened], out, warmup)
@@ -616,7 +621,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except (exoflow.ExoflowError, GraphStreamError, IngestError, SparkUnavailable) as error:
+    except (exoflow.ExoflowError, GraphStreamError, IngestError, OutputCorrupt, SparkUnavailable) as error:
         click.echo(f"Error: {explain(error)}", err=True)
         sys.exit(exit_code(error))
 

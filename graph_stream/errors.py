@@ -9,6 +9,9 @@
       TooManyBadRecords  more records were unreadable than --max-bad-records allows
       SinkUnavailable    what is published to could not be reached; try again
       SinkConflict       what is published to holds something else where an epoch should go
+      CorruptSnapshot    bytes that are no snapshot this release can read  (`graph_stream.snapshot`)
+      CapacityExceeded   more vertices than fixed point can carry          (`graph_stream.certificate`)
+      MatplotlibMissing  pictures need an extra that is not installed      (`graph_stream.plot_style`)
 """
 
 from __future__ import annotations

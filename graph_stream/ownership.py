@@ -1,7 +1,7 @@
 """Who owns a vertex: 256 virtual partitions, dealt in contiguous shares to the members of a run.
 
 A vertex's virtual partition depends on its external id alone, so snapshots are sorted by it and can be read
-by any number of members. An edge lives with the owner of its follower (design, section 5).
+by any number of members. An edge lives with the owner of its follower (docs/design/0003-online-state.md).
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
+from graph_stream.errors import GraphStreamError
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -61,7 +63,7 @@ _STYLE: Any = {
 }
 
 
-class MatplotlibMissing(ImportError):
+class MatplotlibMissing(GraphStreamError, ImportError):
     """Pictures were asked for without the optional extra that draws them."""
 
 

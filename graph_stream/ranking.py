@@ -1,7 +1,7 @@
 """One ranking at one member: its ranks, its rounds, and the certificate and hash that it keeps of them.
 
 Per vertex ``X`` (influence) and ``c`` (what it emitted to each vertex it follows) are int64 fixed point.
-After every round, in exact integers, ``X_x = sum of c_f over the followers f of x`` (design, section 5).
+After every round, in exact integers, ``X_x = sum of c_f over the followers f of x`` (docs/design/0003-online-state.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How the records of an epoch change the graph.
 
 Only the net change of an edge counts: of several records of one edge in an epoch the last decides, and it
-changes something only if the edge was not already as it says (design, section 5). A vertex exists while it
-has an edge.
+changes something only if the edge was not already as it says (docs/design/0003-online-state.md). A vertex
+exists while it has an edge.
 
 With event time the last is the one with the greatest time, of equal ones the last of the epoch. It is ignored if
 what is known of the edge is younger: the time it was last stated at, or, where a delete took it, its tombstone's.

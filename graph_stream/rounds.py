@@ -169,6 +169,6 @@ def run_members(
     Returns
     -------
     list of EpochResult
-        One per member; see :func:`graph_stream.graph.combine`.
+        One per member; see :func:`graph_stream.epoch.combine`.
     """
     return together(len(states), lambda member, exchange: states[member].apply(epoch, src, dst, op, exchange, times))

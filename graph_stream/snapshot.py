@@ -2,7 +2,7 @@
 
 A *delta* holds the edges inserted and deleted and the contributions changed over a range of epochs, by
 external id; a *base* holds the whole state, as a delta from nothing. Influence is never stored: it follows
-from both (design, section 5). A snapshot at an epoch is a base and the deltas after it, listed in a
+from both (docs/design/0003-online-state.md). A snapshot at an epoch is a base and the deltas after it, listed in a
 :class:`Manifest`.
 
 Layout: columns ``kind`` (int8: +1 inserted edge, -1 deleted edge, 0 contribution of the run's first ranking,
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from graph_stream.adjacency import Longs
 from graph_stream.algorithms import FORMAT_VERSION
+from graph_stream.errors import GraphStreamError
 from graph_stream.eventtime import NEVER
 from graph_stream.ordering import NO_TIMES, Ordered, Rows, in_order, merged, ordered
 from graph_stream.ownership import VIRTUAL_PARTITIONS, virtual_partition
@@ -57,7 +58,7 @@ _SCHEMA = pa.schema(
 _TIMED_SCHEMA = _SCHEMA.append(pa.field("time", pa.int64()))
 
 
-class CorruptSnapshot(ValueError):
+class CorruptSnapshot(GraphStreamError):
     """Bytes that are no snapshot this release can read."""
 
 
@@ -149,11 +150,6 @@ class Changes:
             deleted_time=time[deleted] if len(time) else time,
             watermark=watermark,
         )
-
-    @property
-    def rankings(self) -> int:
-        """Number of rankings that contributions are told of."""
-        return int(self.ranking.max(initial=-1)) + 1
 
     def rows(self) -> Rows:
         """Return every row: inserts, deletes, contributions. With event time the last have the time `NEVER`."""

@@ -1,4 +1,4 @@
-"""Which format a file name or a column list stands for (design section 7)."""
+"""Which format a file name or a column list stands for."""
 
 from dataclasses import dataclass
 from typing import Final

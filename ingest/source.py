@@ -1,4 +1,4 @@
-"""What a source is: its errors, its records and the contract every source keeps (design section 7).
+"""What a source is: its errors, its records and the contract every source keeps.
 
 A source is a set of *splits* that can be read independently. A reader of a split returns blocks of records
 and can always name its *position*, the place just after the last record it returned. All state comes from

@@ -1,7 +1,7 @@
 """Exact rankings of a snapshot, as a DataFrame job: TunkRank and PageRank.
 
 Both are read out of one vector, the influence ``I = W^T (b + p*I)`` with ``W[f, x] = 1 / |following(f)|`` for
-a follower f of x. TunkRank (design section 1) is ``I`` itself, with ``b = 1`` and p the retweet probability.
+a follower f of x. TunkRank is ``I`` itself, with ``b = 1`` and p the retweet probability.
 PageRank is ``y / sum(y)`` with ``y = b + p*I``, p the damping and ``b`` the weight of each vertex, 1 where none
 is given: jumps go to vertices in proportion to it, also from those that follow no one. The job solves for
 ``I`` by Jacobi iteration from ``I_0 = 0``, kept in the form of its increments::
@@ -14,7 +14,7 @@ published as ``relative_error``:
 
 1. *Truncation.* ``lag_k`` is what the vertices still have to emit: ``I - I_k = (Id - p*W^T)^-1 W^T lag_k``.
    The operator is non-negative and maps ``b`` to ``I``; hence ``0 <= I - I_k <= max(lag_k / b) * I`` for
-   every vertex (the certificate of design section 5). Increments are used because they make ``lag_k`` a sum
+   every vertex (the online tier's certificate). Increments are used because they make ``lag_k`` a sum
    of non-negative numbers: taken as a difference of two large influences it would be lost to cancellation.
 2. *Rounding.* No operation subtracts, so relative errors only add up. Per iteration a value meets at most 5
    roundings of relative size ``u = 2^-53`` (``p*delta``, ``lag/following``, two where a sum becomes a

@@ -19,11 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from exoflow.storage import LocalStore
+from graph_stream import runs
+from graph_stream.certificate import CapacityExceeded
 from graph_stream.cli import cli, main
 from graph_stream.pipeline import MAX_IN_FLIGHT
+from graph_stream.plot_style import MatplotlibMissing
 from graph_stream.runs import open_run
+from graph_stream.snapshot import CorruptSnapshot
 from ingest import write_rmat
 from ingest.source import MAX_RAW_BYTES
+from spark.output import OutputCorrupt
 from spark.session import JavaMissing, require_java
 from tests.fault.command import Command, Ended, graph_stream
 
@@ -277,6 +282,23 @@ def test_report(call, whole, tmp_path):
     assert ended.code == 0
     assert {Path(line) for line in ended.out.splitlines()} == set(files_below(tmp_path / "report"))
     assert (tmp_path / "report" / "cdf.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_names_each_run_once(call, whole, tmp_path):
+    ended = call("report", *at(whole), *at(whole)[:2], "--out", tmp_path / "report")
+    assert ended.code == 2
+    assert "is given twice" in ended.err
+    assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize("error", [CorruptSnapshot, CapacityExceeded, OutputCorrupt, MatplotlibMissing])
+def test_what_is_wrong_is_told_in_a_line(call, whole, tmp_path, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error("what is wrong, and where")  # noqa: EM101
+
+    monkeypatch.setattr(runs, "open_run", fail)
+    ended = call("top", *at(whole))
+    assert (ended.code, ended.out, ended.err) == (1, "", "Error: what is wrong, and where\n")
 
 
 def test_generate(call, tmp_path):

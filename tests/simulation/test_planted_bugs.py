@@ -260,7 +260,7 @@ class _LateCapture(TalkingMember):
             with _running(self._context("persist")):
                 return self.blobs.durable(self._object.capture())
 
-        self._captured[attempt] = make_durable
+        self._captured.append((attempt, make_durable))
         return None
 
 

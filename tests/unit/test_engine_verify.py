@@ -16,8 +16,9 @@ import exoflow
 from exoflow import cli
 from exoflow.blobs import blob_folder
 from exoflow.controller import expander
+from exoflow.dag import Node
 from exoflow.effects import effect_key
-from exoflow.errors import WorkflowNotFound
+from exoflow.errors import DefinitionError, WorkflowNotFound
 from exoflow.journal import JournalObject, decode_object, encode_object, journal_folder, journal_key, plan_key
 from exoflow.plan import Plan, build
 from exoflow.records import Cleared, Committed, Finished, Intended, Record, Started, Status
@@ -44,9 +45,14 @@ def loop() -> Plan:
     return build(exoflow.loop(body, [], max_in_flight=2))
 
 
-def stored(plan: Plan) -> MemoryStore:
+def large_body(carry: Node, i: int) -> Node:
+    source = drawn.options(name="source", checkpoint="async").bind(LARGE)
+    return join.options(name="joined", checkpoint="async").bind(i, carry, source)
+
+
+def stored(plan: Plan, fold_every: int = 2) -> MemoryStore:
     """Return a store in which a workflow has run to its end."""
-    simulation = Simulation(plan, seed=1, fold_every=2)
+    simulation = Simulation(plan, seed=1, fold_every=fold_every)
     assert simulation.run() is Status.SUCCESSFUL
     store = simulation.store
     assert isinstance(store, MemoryStore)
@@ -227,6 +233,24 @@ def test_a_fold_that_loses_or_changes_a_record() -> None:
     assert any(
         "the fold changes" in told for told in checked(chain(), [*given[:end], JournalObject(header, changed, "")])
     )
+
+
+def test_code_that_cannot_be_loaded_leaves_all_else_checked() -> None:
+    def expand(*_: object) -> Any:
+        message = "no module named 'gone'"
+        raise DefinitionError(message)
+
+    store = stored(build(exoflow.loop(large_body, [], iterations=5)), fold_every=1000)
+    (found,) = drive(verify(WORKFLOW_ID, expand), store)
+    assert found.where == "plan"
+    assert "no module named 'gone'" in found.what
+    blobs = store.list(blob_folder(WORKFLOW_ID))
+    assert blobs
+    for key in blobs:
+        store.delete(key)
+    told = drive(verify(WORKFLOW_ID, expand), store)
+    assert told[0] == found
+    assert {problem.where for problem in told[1:]} == set(blobs)
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -58,6 +58,10 @@ class Ledger:
         self.total += 1
         return self.total
 
+    def look(self) -> int:
+        exoflow.context().request_checkpoint()
+        return self.total
+
     def capture(self) -> int:
         HAPPENED.append(f"captured {self.total}")
         return self.total
@@ -88,6 +92,12 @@ def ledger() -> Member:
 
 
 def test_a_call_returns_before_its_state_begins_to_become_durable(ledger):
+    assert HAPPENED == ["captured 1", "captured 2", "captured 3"]
+
+
+def test_a_query_captures_nothing_for_calls_go_on_beside_it(ledger):
+    look = Job("w", "", "look", 4, 0, "", False, encode([[], {}]), (), method="look", query=True)
+    assert ledger.call(look, ())[0] == 3
     assert HAPPENED == ["captured 1", "captured 2", "captured 3"]
 
 
